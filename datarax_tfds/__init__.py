@@ -1,0 +1,31 @@
+"""Feeds JAX jobs from TensorFlow Datasets, on any number of hosts, and resumes exactly.
+
+    source = TFDSEagerSource(TFDSEagerConfig(name="mnist", split="train", shuffle=True))
+    for batch in Pipeline(source=source, batch_size=128):
+        train_step(model, batch)
+
+Checkpoints: `datarax_tfds.checkpoint`. Meshes and processes: the names of `sharding`, here too.
+"""
+
+from datarax_tfds.config import TFDSEagerConfig
+from datarax_tfds.cursor import Cursor
+from datarax_tfds.errors import DataLossError, DatasetNotFoundError, StateMismatchError
+from datarax_tfds.pipeline import Pipeline
+from datarax_tfds.prefetch import prefetch_to_device
+from datarax_tfds.source import TFDSEagerSource
+from sharding import batch_sharding, global_batch, initialize, make_mesh
+
+__all__ = [
+    "Cursor",
+    "DataLossError",
+    "DatasetNotFoundError",
+    "Pipeline",
+    "StateMismatchError",
+    "TFDSEagerConfig",
+    "TFDSEagerSource",
+    "batch_sharding",
+    "global_batch",
+    "initialize",
+    "make_mesh",
+    "prefetch_to_device",
+]

@@ -1,0 +1,174 @@
+"""A whole split on the mesh: how it gets there, and how batches are taken from it."""
+
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import layout as memory_layout
+from jax.sharding import NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from datarax_tfds import config
+from datarax_tfds.layout import choose_layout
+from datarax_tfds.packing import Packing, Rows
+from datarax_tfds.records import RecordReader
+from sharding import Layout, global_batch, local_rows, row_axes, storage_sharding, take_rows
+
+_CHUNK = 512  # records decoded in one call: enough to amortise it, few enough to share out
+_PROGRESS_DELAY_S = 2.0
+
+
+class EagerRecords:
+    """The records of a split as one array of rows, replicated or sharded over a mesh.
+
+    Each process reads and decodes the rows that its devices hold, and no others.
+
+    Args:
+        reader: Reads records from the files.
+        length: Number of records N.
+        batch: How batches lie on the mesh.
+        layout: That of the config.
+        subject: Who loads, for messages and progress.
+
+    Raises:
+        ValueError: The records do not fit the devices.
+    """
+
+    def __init__(
+        self,
+        reader: RecordReader,
+        length: int,
+        *,
+        batch: NamedSharding,
+        layout: config.Layout,
+        subject: str,
+    ):
+        self.length = length
+        self.spec = reader.spec
+        self._batch = batch
+        self._packing = Packing(reader.spec)
+        self._layout: Layout = choose_layout(
+            layout, length, self._packing.row_bytes, batch, subject
+        )
+        self._rows = self._loaded(reader, subject)
+        self._take = jax.jit(lambda rows, numbers: _row_major(self.build(rows, numbers)))
+        self._take_one = jax.jit(self._built_alone)
+
+    def fetch(self, numbers: np.ndarray) -> tuple[Rows, np.ndarray]:
+        """What `build` needs for a batch: on the host, without computing anything.
+
+        Args:
+            numbers: `[n]`, alike on every process, `n` a multiple of the row shards; N stands for
+                a row of zeros.
+        """
+        return self._rows, numbers.astype(np.int32, copy=False)
+
+    def build(self, rows: Rows, numbers: jax.Array) -> dict[str, Any]:
+        """The batch of what `fetch` returned; traceable, with the rows as an argument.
+
+        Returns:
+            Arrays `[n, ...]`, placed as batches are.
+        """
+        taken = take_rows(rows, numbers, self._batch, self._layout)
+        return _on_each_device(self._packing.unpack, self._batch)(taken)
+
+    def take(self, numbers: np.ndarray) -> dict[str, Any]:
+        """The records of these numbers, as a batch: `build` of `fetch`, compiled."""
+        return self._take(*self.fetch(numbers))
+
+    def take_traced(self, numbers: jax.Array) -> dict[str, Any]:
+        """`take` within a caller's own transformation."""
+        rows = {width: reference[...] for width, reference in self._referenced_rows.items()}
+        return self.build(rows, numbers)
+
+    def take_one(self, number: int) -> dict[str, Any]:
+        """One record, without a batch axis, on every device of the mesh."""
+        return self._take_one(self._rows, np.full(1, number, np.int32))
+
+    def arrays(self) -> dict[str, Any]:
+        """All records in stored order, `[N, ...]`, placed as the rows are: a copy.
+
+        With layout `sharded`, rows of zeros fill up the last shards.
+        """
+        storage = storage_sharding(self._batch, self._layout)
+        return jax.jit(_on_each_device(self._packing.unpack, storage))(self._rows)
+
+    @cached_property
+    def _referenced_rows(self) -> Rows:
+        # Any transformation may close over a `Ref`, on several processes too, and it reaches the
+        # compiled program as an argument. An array would become a constant of the program (5 s
+        # to compile for 256 MiB), and raise where it spans processes. The price is a second
+        # copy of the rows, so it is made only once a caller's own jit asks for it.
+        with jax.ensure_compile_time_eval():
+            return jax.tree.map(jax.new_ref, self._rows)
+
+    def _built_alone(self, rows: Rows, numbers: jax.Array) -> dict[str, Any]:
+        everywhere = NamedSharding(self._batch.mesh, PartitionSpec())
+        taken = take_rows(rows, numbers, everywhere, self._layout)
+        record = _on_each_device(self._packing.unpack, everywhere)(taken)
+        return jax.tree.map(lambda column: column[0], record)
+
+    def _loaded(self, reader: RecordReader, subject: str) -> Rows:
+        """Reads this process's rows and places them, padded to whole shards."""
+        storage = storage_sharding(self._batch, self._layout)
+        shards = 1 if self._layout == "replicated" else self._batch.mesh.size
+        rows = math.ceil(self.length / shards) * shards
+        mine = [range(start, min(stop, self.length)) for start, stop in local_rows(storage, rows)]
+
+        def read(part: slice) -> Rows:
+            buffers = self._packing.empty(part.stop - part.start)
+            real = range(part.start, min(part.stop, self.length))
+
+            def fill(start: int) -> None:
+                numbers = np.arange(start, min(start + _CHUNK, real.stop))
+                place = slice(start - real.start, start - real.start + len(numbers))
+                out = {width: buffer[place] for width, buffer in buffers.items()}
+                self._packing.pack(reader.read(numbers), out)
+                progress.update(len(numbers))
+
+            _on_every_core(fill, real[::_CHUNK])
+            return buffers
+
+        with tqdm(
+            total=sum(map(len, mine)),
+            desc=subject,
+            unit=" records",
+            delay=_PROGRESS_DELAY_S,
+            # Absent: shown on a terminal only.
+            disable=None if jax.process_index() == 0 else True,
+        ) as progress:
+            return global_batch(read, rows, storage)
+
+
+def _row_major(batch: Any) -> Any:
+    """A batch laid out as callers get it anyway; under jax 0.12 XLA copies single-channel images
+    to that layout byte by byte unless told (175 us for 128 of 28x28, against 55).
+    """
+    return jax.tree.map(
+        lambda column: memory_layout.with_layout_constraint(
+            column, memory_layout.Layout(tuple(range(column.ndim)))
+        ),
+        batch,
+    )
+
+
+def _on_each_device(function: Callable[..., Any], rows: NamedSharding) -> Callable[..., Any]:
+    """`function` of rows, run by every device on those that it holds."""
+    spec = PartitionSpec(row_axes(rows))
+    return jax.shard_map(function, mesh=rows.mesh, in_specs=spec, out_specs=spec)
+
+
+def _on_every_core(work: Callable[[int], None], items: range) -> None:
+    """Runs `work` on all items; the first exception ends it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    pool = ThreadPoolExecutor(cores, thread_name_prefix="datarax_tfds")
+    try:
+        for _ in pool.map(work, items):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,218 @@
+"""Where the records of a split are: found among prepared datasets, prepared, or refused."""
+
+import fcntl
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datarax_tfds.config import TFDSEagerConfig
+from datarax_tfds.errors import DataLossError, DatasetNotFoundError
+from datarax_tfds.files import ArrayRecordFile, Piece, RecordFiles, TFRecordFile
+from sharding.messages import explain
+
+# What may name a dataset: no path leads out of data_dir, no builder argument comes in.
+_NAME = re.compile(r"\w+(/[\w.+-]*\w[\w.+-]*)?(:[\w.*]+)?", re.ASCII)
+_FORMATS = {"tfrecord": TFRecordFile, "array_record": ArrayRecordFile}
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A prepared split.
+
+    Args:
+        dataset: Name, config and version, as `mnist/3.0.1`.
+        ranges: The resolved ranges, as `train[0:60000]`.
+        fingerprint: Digest of the names, lengths and sizes of the files.
+        files: The serialized records by number.
+        info: The `tfds.core.DatasetInfo`.
+    """
+
+    dataset: str
+    ranges: str
+    fingerprint: str
+    files: RecordFiles
+    info: Any
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+def open_split(config: TFDSEagerConfig) -> Split:
+    """Finds a split on disk, prepares its dataset where that is allowed, or refuses.
+
+    Reads metadata only; TensorFlow is not imported unless the dataset has to be prepared.
+
+    Raises:
+        DatasetNotFoundError: The dataset is not prepared, and `local_files_only` is set or TFDS
+            does not know it.
+        DataLossError: Files of the split are missing.
+        ValueError: The name, the split or the file format is none that we read.
+    """
+    subject = f"{config.name}:{config.split}"
+    if not _NAME.fullmatch(str(config.name)):
+        raise ValueError(
+            explain(
+                subject,
+                "this is not the name of a dataset.",
+                name=repr(config.name),
+                fix="use 'name', 'name/config' or 'name:1.2.3', and data_dir for a directory",
+            )
+        )
+    info = _builder(config).info
+    ranges = _ranges(info, str(config.split), subject)
+    file_format = info.file_format.value
+    if file_format not in _FORMATS:
+        raise ValueError(
+            explain(
+                subject,
+                f"the dataset is prepared as {file_format}, which is not read here.",
+                formats=", ".join(_FORMATS),
+                fix="prepare it again with"
+                " download_and_prepare_kwargs={'file_format': 'array_record'}",
+            )
+        )
+    pieces = [
+        Piece(Path(instruction.filename), instruction.skip, instruction.take, length)
+        for instruction in info.splits[config.split].file_instructions
+        if (length := instruction.examples_in_shard)
+    ]
+    return Split(
+        dataset=info.full_name,
+        ranges="+".join(f"{name}[{start}:{stop}]" for name, start, stop in ranges),
+        fingerprint=_fingerprint(pieces, subject),
+        files=RecordFiles(pieces, _FORMATS[file_format]),
+        info=info,
+    )
+
+
+def _builder(config: TFDSEagerConfig) -> Any:
+    """The TFDS builder of a prepared dataset, from its files where they are there."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import read_only_builder
+
+    data_dir = None if config.data_dir is None else os.path.expanduser(config.data_dir)
+    subject = f"{config.name}:{config.split}"
+
+    try:
+        return read_only_builder.builder_from_files(str(config.name), data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError:
+        pass
+    known = tfds.list_builders(with_community_datasets=False)
+    name = re.split("[/:]", str(config.name))[0]
+    if config.local_files_only or name not in known:
+        reason = "local_files_only is set" if name in known else "TFDS knows none of that name"
+        raise DatasetNotFoundError(
+            explain(
+                subject,
+                f"the dataset is not prepared, and {reason}.",
+                searched=data_dir or "the default data_dir of TFDS",
+                fix="check name and data_dir, or prepare it where it can be downloaded:"
+                f" tfds build {name}",
+            )
+        )
+    builder = tfds.builder(str(config.name), data_dir=data_dir, try_gcs=config.try_gcs)
+    with _only_preparer(Path(builder.data_dir), subject):
+        builder.download_and_prepare(**(config.download_and_prepare_kwargs or {}))
+    # Opened anew: a builder that found the work done by another knows nothing of its splits.
+    return tfds.builder_from_directory(builder.data_dir)
+
+
+@contextmanager
+def _only_preparer(prepared: Path, subject: str, timeout_s: float = 24 * 3600) -> Iterator[None]:
+    """Lets one process at a time prepare a dataset; the others find it prepared afterwards.
+
+    A lock on a file, so that it holds between jobs too and ends with the process that holds it.
+    """
+    lock = prepared.parent / f".{prepared.name}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + timeout_s
+    with open(lock, "w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(
+                        explain(
+                            subject,
+                            "another process is still preparing the dataset.",
+                            waited_s=timeout_s,
+                            lock=lock,
+                            fix="look after that process, then start again",
+                        )
+                    ) from None
+                time.sleep(0.2)
+        yield
+
+
+def _ranges(info: Any, split: str, subject: str) -> list[tuple[str, int, int]]:
+    """The absolute ranges of a split expression; refuses empty and overlapping ones."""
+    import tensorflow_datasets as tfds
+
+    sizes = {name: part.num_examples for name, part in info.splits.items()}
+    try:
+        absolute = tfds.core.ReadInstruction.from_spec(split).to_absolute(info.splits)
+        records = info.splits[split].num_examples
+    except (ValueError, AssertionError, KeyError) as error:
+        raise ValueError(
+            explain(
+                subject,
+                "the dataset has no such split.",
+                split=repr(split),
+                splits=sizes,
+                error=error,
+                fix="name one of its splits, or a slice of one",
+            )
+        ) from error
+    ranges = [
+        (part.splitname, part.from_ or 0, sizes[part.splitname] if part.to is None else part.to)
+        for part in absolute
+    ]
+    if records < 1:
+        raise ValueError(
+            explain(
+                subject,
+                "the split has no records.",
+                split=repr(split),
+                splits=sizes,
+                fix="widen the slice",
+            )
+        )
+    for (name, _, stop), (next_name, start, _) in zip(
+        sorted(ranges), sorted(ranges)[1:], strict=False
+    ):
+        if name == next_name and start < stop:
+            raise ValueError(
+                explain(
+                    subject,
+                    "the slices overlap, so that an epoch would hold records twice.",
+                    split=repr(split),
+                    fix="make the slices disjoint",
+                )
+            )
+    return ranges
+
+
+def _fingerprint(pieces: Sequence[Piece], subject: str) -> str:
+    """A digest of the files of a split; refuses a split some of whose files are missing."""
+    missing = [str(piece.path) for piece in pieces if not piece.path.is_file()]
+    if missing:
+        raise DataLossError(
+            explain(
+                subject,
+                f"{len(missing)} of {len(pieces)} files of the split are missing.",
+                first=missing[0],
+                fix="restore the files, or remove the dataset and prepare it again",
+            )
+        )
+    lines = sorted(
+        f"{piece.path.name} {piece.length} {piece.path.stat().st_size}" for piece in pieces
+    )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -1,0 +1,138 @@
+"""What is saved of a run's place in its data: one small dict that checks itself."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from datarax_tfds import order
+from datarax_tfds.cursor import Cursor, Remainder
+from datarax_tfds.errors import StateMismatchError
+from sharding.messages import explain
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Identity:
+    """All that fixes the sequence of records: a cursor means something only beside it.
+
+    Args:
+        dataset: Name, config and version, as `mnist/3.0.1`.
+        split: The resolved ranges, as `train[0:60000]`, however the split was written.
+        records: Number of records N.
+        fingerprint: Digest of the names, lengths and sizes of the files.
+        features: Digest of the names, dtypes and shapes of a record's arrays.
+        shuffle: Whether the records come in random order.
+        seed: That of the order; absent without `shuffle`.
+        remainder: What happens at the end of an epoch.
+        order: The version of the algorithm that orders the records.
+    """
+
+    dataset: str
+    split: str
+    records: int
+    fingerprint: str
+    features: str
+    shuffle: bool
+    seed: int | None
+    remainder: Remainder = "wrap"
+    order: int = order.VERSION
+
+
+def saved(cursor: Cursor, identity: Identity) -> dict[str, Any]:
+    """The state of a run at a cursor: of JSON types only, under 2 KB, the same on every process.
+
+    `epoch` and `index` count records handed out; `sha256` is that of the rest.
+    """
+    fields = {
+        "schema": SCHEMA,
+        "epoch": cursor.epoch,
+        "index": cursor.index,
+        **dataclasses.asdict(identity),
+    }
+    return fields | {"sha256": _digest(fields)}
+
+
+def restored(state: Mapping[str, Any], identity: Identity, subject: str) -> Cursor:
+    """The cursor of a saved state, once it is proved sound and of this identity.
+
+    Args:
+        state: What `saved` returned, perhaps after a trip through JSON.
+        identity: That of the run which is to go on.
+        subject: Who restores, for messages.
+
+    Raises:
+        TypeError: `state` is not a dict.
+        StateMismatchError: A `ValueError`. The state is damaged, of a newer schema, or of another
+            identity: the message names every field that differs, as saved and as it is now.
+    """
+    if not isinstance(state, Mapping):
+        raise TypeError(
+            explain(
+                subject,
+                "a state is a dict.",
+                got=type(state).__name__,
+                fix="pass what get_state() returned",
+            )
+        )
+    fields = {name: value for name, value in state.items() if name != "sha256"}
+    now = saved(Cursor(), identity)
+    schema = fields.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise StateMismatchError(
+            explain(
+                subject,
+                "the state was saved by a newer version of datarax_tfds.",
+                schema=schema,
+                readable=f"up to {SCHEMA}",
+                fix="restore with the version that saved it, or a later one",
+            )
+        )
+    if set(state) != set(now) or schema != SCHEMA:
+        raise StateMismatchError(
+            explain(
+                subject,
+                "this is not a state of datarax_tfds.",
+                missing=sorted(set(now) - set(state)),
+                unknown=sorted(set(map(str, state)) - set(now))[:8],
+                fix="pass what get_state() returned, or the 'data' item of the checkpoint",
+            )
+        )
+    if state["sha256"] != _digest(fields) or not _plausible(fields):
+        raise StateMismatchError(
+            explain(
+                subject,
+                "the saved state is damaged: its checksum does not match.",
+                fix="restore an earlier checkpoint",
+            )
+        )
+    differing = [
+        field.name
+        for field in dataclasses.fields(identity)
+        if fields[field.name] != now[field.name]
+    ]
+    if differing:
+        raise StateMismatchError(
+            explain(
+                subject,
+                f"the saved state is of another {', '.join(differing)}.",
+                **{name: f"saved {fields[name]!r}, now {now[name]!r}" for name in differing},
+                fix="build the source and the pipeline as they were, or start afresh with reset()",
+            )
+        )
+    return Cursor(fields["epoch"], fields["index"])
+
+
+def _plausible(fields: Mapping[str, Any]) -> bool:
+    epoch, index, records = fields["epoch"], fields["index"], fields["records"]
+    integers = all(type(value) is int for value in (epoch, index, records))
+    return integers and epoch >= 0 and 0 <= index < records
+
+
+def _digest(fields: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical JSON: keys sorted, no spaces, ASCII."""
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()

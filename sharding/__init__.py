@@ -1,0 +1,27 @@
+"""Which rows of a batch live where: meshes, placement, gathers, processes.
+
+sharding.initialize()                                 # joins the other processes, if any
+mesh = sharding.make_mesh({"data": -1, "model": 2})
+rows = sharding.batch_sharding(mesh, "data")
+batch = sharding.global_batch(read, 1024, rows)       # each process reads only its rows
+"""
+
+from sharding.gathers import Layout, storage_sharding, take_rows
+from sharding.meshes import batch_sharding, make_mesh
+from sharding.placement import check_batch_size, global_batch, local_rows, row_axes, row_shards
+from sharding.processes import initialize, require_all_processes
+
+__all__ = [
+    "Layout",
+    "batch_sharding",
+    "check_batch_size",
+    "global_batch",
+    "initialize",
+    "local_rows",
+    "make_mesh",
+    "require_all_processes",
+    "row_axes",
+    "row_shards",
+    "storage_sharding",
+    "take_rows",
+]

@@ -1,0 +1,23 @@
+"""The one form of every error message: what is wrong, the values, the remedy."""
+
+
+def explain(subject: str, problem: str, *, fix: str, **facts: object) -> str:
+    """Words an error message.
+
+        explain("batch_sharding", "the mesh has no axis 'dta'.", axes="data, model", fix="...")
+
+        batch_sharding: the mesh has no axis 'dta'.
+          axes: data, model
+          fix:  ...
+
+    Args:
+        subject: What refuses: a function, a source, a file.
+        problem: One sentence.
+        fix: What to do about it.
+        **facts: The values that show the problem, in the order to print them; an underscore
+            in a name is printed as a space.
+    """
+    rows = {name.replace("_", " "): value for name, value in facts.items()} | {"fix": fix}
+    width = max(map(len, rows)) + 1
+    lines = [f"  {name + ':':<{width}} {value}" for name, value in rows.items()]
+    return "\n".join([f"{subject}: {problem}", *lines])

@@ -1,0 +1,94 @@
+"""Joins the processes of one job, when (and only when) something launched several."""
+
+import os
+
+import jax
+
+from sharding.messages import explain
+
+# What each launcher says of the number of processes that it started. The first names are
+# those of scripts/launch_local.py, and for any launcher that knows JAX.
+_COUNTS = {
+    "JAX": "JAX_NUM_PROCESSES",
+    "Slurm": "SLURM_STEP_NUM_TASKS",
+    "Open MPI": "OMPI_COMM_WORLD_SIZE",
+    "MPI": "PMI_SIZE",
+    "torchrun": "WORLD_SIZE",
+}
+_TPU_HOSTS = "TPU_WORKER_HOSTNAMES"
+
+
+def launched() -> tuple[str, int]:
+    """The launcher that started this process, and how many processes it started.
+
+    `("", 1)` where none says that there is more than one.
+    """
+    for launcher, variable in _COUNTS.items():
+        count = os.environ.get(variable, "1")
+        if count.isdecimal() and int(count) > 1:
+            return f"{launcher} ({variable}={count})", int(count)
+    hosts = [host for host in os.environ.get(_TPU_HOSTS, "").split(",") if host]
+    if len(hosts) > 1:
+        return f"Cloud TPU ({_TPU_HOSTS})", len(hosts)
+    return "", 1
+
+
+def initialize(*, timeout_s: int = 300) -> None:
+    """Starts `jax.distributed` where a launcher started several processes; else does nothing.
+
+    Call it first thing, before any other JAX call. A program that starts
+    `jax.distributed` itself, in a way of its own, need not call this.
+
+    Launchers: `scripts/launch_local.py`, or any that sets `JAX_COORDINATOR_ADDRESS`,
+    `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`; and those that JAX knows: Slurm, Open MPI, Cloud TPU.
+
+    Args:
+        timeout_s: How long to wait for the other processes.
+
+    Raises:
+        RuntimeError: The launcher's variables say that there are several processes, and JAX
+            cannot join them.
+    """
+    launcher, count = launched()
+    if count == 1 or jax.distributed.is_initialized():
+        return
+    named = "JAX_NUM_PROCESSES" in launcher
+    try:
+        jax.distributed.initialize(
+            num_processes=count if named else None,
+            process_id=int(os.environ.get("JAX_PROCESS_ID", "-1")) if named else None,
+            initialization_timeout=timeout_s,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise RuntimeError(
+            explain(
+                "initialize",
+                "a launcher started several processes, and JAX could not join them.",
+                launcher=launcher,
+                error=error,
+                fix="call initialize() before any other JAX call; for a launcher that JAX does not"
+                " know, set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID",
+            )
+        ) from error
+    require_all_processes()
+
+
+def require_all_processes() -> None:
+    """Refuses to go on where a launcher started several processes and JAX sees fewer.
+
+    Otherwise each of them would take itself for the only one, and train on all of the data.
+
+    Raises:
+        RuntimeError: As above, with the launcher's variable.
+    """
+    launcher, count = launched()
+    if jax.process_count() < count:
+        raise RuntimeError(
+            explain(
+                "jax.distributed",
+                f"a launcher started {count} processes, and JAX sees {jax.process_count()}.",
+                launcher=launcher,
+                fix="call datarax_tfds.initialize() before any other JAX call, or unset the"
+                " variable if this process is alone on purpose",
+            )
+        )
