@@ -84,8 +84,11 @@ def _decode_batch(tf: Any, feature: Any, parsed: Mapping[str, Any], key: str) ->
             name: _decode_batch(tf, part, parsed, f"{key}/{name}") for name, part in feature.items()
         }
     # TFRecord keeps integers and bool as int64, floats as float32.
-    return feature.decode_batch_example(
-        tf.cast(parsed[key], feature.get_serialized_info().tf_dtype)
+    column = tf.cast(parsed[key], feature.get_serialized_info().tf_dtype)
+    if isinstance(feature, tfds.features.Tensor) and column.dtype != tf.string:
+        return feature.decode_batch_example(column)
+    return tf.map_fn(
+        feature.decode_example, column, fn_output_signature=feature.get_tensor_spec()
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -46,9 +47,14 @@ def take_rows(rows: Any, numbers: jax.Array, batch: NamedSharding, layout: Layou
     Returns:
         Arrays `[b, ...]` of the dtypes of `rows`.
     """
-    local = _take_local if layout == "replicated" else _take_exchanged
+    take = _take_local if layout == "replicated" else _take_exchanged
+
+    def local(rows: Any, numbers: jax.Array) -> Any:
+        taken = take(jax.tree.map(_bits, rows), numbers, batch)
+        return jax.tree.map(lambda bits, like: _valued(bits, like.dtype), taken, rows)
+
     return jax.shard_map(
-        lambda rows, numbers: local(rows, numbers, batch),
+        local,
         mesh=batch.mesh,
         in_specs=(storage_sharding(batch, layout).spec, PartitionSpec()),
         out_specs=PartitionSpec(row_axes(batch)),
@@ -61,6 +67,17 @@ def _storage_axes(batch: NamedSharding) -> tuple[str, ...]:
     """Every mesh axis; those of the batch first, so that `device // replicas` is its slice."""
     axes = row_axes(batch)
     return axes + tuple(axis for axis in batch.mesh.axis_names if axis not in axes)
+
+
+def _bits(rows: jax.Array) -> jax.Array:
+    """Floats as integers: on a CPU, XLA computes bfloat16 as float32, which changes NaNs."""
+    if not jnp.issubdtype(rows.dtype, jnp.floating):
+        return rows
+    return lax.bitcast_convert_type(rows, np.dtype(f"u{rows.dtype.itemsize}"))
+
+
+def _valued(bits: jax.Array, dtype: np.dtype) -> jax.Array:
+    return bits if bits.dtype == dtype else lax.bitcast_convert_type(bits, dtype)
 
 
 def _take(rows: Any, numbers: jax.Array) -> Any:
@@ -90,7 +107,7 @@ def _take_exchanged(rows: Any, numbers: jax.Array, batch: NamedSharding) -> Any:
     sent = owners == device
     sent_seats = jnp.cumsum(sent, axis=1, dtype=jnp.int32) - 1
     owner = owners[device // replicas]
-    from_owner = owner[:, None] == jnp.arange(devices, dtype=jnp.int32)
+    from_owner = owner[:, None] == jnp.arange(devices, dtype=jnp.int32)[None, :]
     ranks = jnp.cumsum(from_owner, axis=0, dtype=jnp.int32) - 1
     seat = jnp.sum(jnp.where(from_owner, ranks, 0), axis=1, dtype=jnp.int32)
 

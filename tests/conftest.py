@@ -1,0 +1,50 @@
+"""Strict numerics, eight devices, and small real TFDS datasets on disk."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+import datasets
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from datarax_tfds import batch_sharding, make_mesh
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where every dataset of `datasets.py` is prepared."""
+    directory = tmp_path_factory.mktemp("data")
+    datasets.write_all(directory)
+    return directory
+
+
+def shardings() -> dict[str, NamedSharding]:
+    """Meshes that differ in all that must not matter: size, axes, kind of axes, device order."""
+    devices = jax.devices()
+    assert len(devices) == 8
+    shuffled = np.array([devices[i] for i in (5, 2, 7, 0, 3, 6, 1, 4)])
+    return {
+        "one device": batch_sharding(make_mesh({"data": 1}, devices=devices[:1])),
+        "8 devices": batch_sharding(make_mesh({"data": 8})),
+        "8 devices, explicit axes": batch_sharding(
+            make_mesh({"data": 8}, axis_type=AxisType.Explicit)
+        ),
+        "8 devices, permuted": batch_sharding(Mesh(shuffled, ("data",))),
+        "4 x 2, replicas": batch_sharding(make_mesh({"data": 4, "model": 2})),
+        "2 x 4, model axis first": batch_sharding(make_mesh({"model": 2, "data": 4})),
+        "2 x 4, two batch axes": batch_sharding(
+            make_mesh({"fsdp": 2, "data": 4}), ("data", "fsdp")
+        ),
+        "3 of the devices": batch_sharding(make_mesh({"data": 3}, devices=devices[3:6])),
+    }
+
+
+@pytest.fixture(params=list(shardings()))
+def sharding(request: pytest.FixtureRequest) -> NamedSharding:
+    return shardings()[request.param]

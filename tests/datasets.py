@@ -1,0 +1,126 @@
+"""Small real TFDS datasets, written to disk in about a second each."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TINY_TRAIN = 97  # a prime: no batch size and no number of devices divides it
+TINY_TEST = 13
+
+
+def tiny_record(number: int) -> dict[str, Any]:
+    """An image that any two records differ in, and the record's own number."""
+    pixels = np.random.default_rng(number).integers(0, 256, (5, 4, 3), np.uint8)
+    return {"id": number, "image": pixels, "label": number % 7}
+
+
+def every_dtype(number: int) -> dict[str, Any]:
+    """A value of every dtype and rank that TFDS can store, at its limits or odd in its bits."""
+    rng = np.random.default_rng(number)
+    odd = np.array([-0.0, np.inf, np.nan, 1e-45], np.float32)
+    odd.view(np.uint32)[2] = 0x7FC12345  # a NaN with a payload
+    limits = {
+        kind: np.array([np.iinfo(kind).min, np.iinfo(kind).max, number], kind)
+        for kind in ("int8", "uint8", "int16", "uint16", "int32", "uint32")
+    }
+    return {
+        **limits,
+        "bool": rng.integers(0, 2, (2, 3)).astype(bool),
+        "int64": np.int64(-(2**31) + number),
+        "float32": np.roll(odd, number),
+        "float64": np.float64(number) / 3,
+        "nested": {"a": np.float32(number), "deep": {"b": np.full((1, 1, 2, 1), number, np.int32)}},
+        "sequence": rng.integers(0, 9, 3),
+        "zlib": rng.integers(0, 256, (2, 2)).astype(np.uint8),
+        "empty": np.zeros((0,), np.float32),
+    }
+
+
+def write(data_dir: Path, name: str, *, file_format: str = "tfrecord", shards: int = 1) -> None:
+    """Writes one of the datasets below under a name."""
+    import tensorflow_datasets as tfds
+
+    kind = name.split("_")[0]
+    features, splits = _KINDS[kind](tfds)
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name=name,
+        version="1.0.0",
+        features=features,
+        split_datasets={
+            split: ((number, example) for number, example in enumerate(examples))
+            for split, examples in splits.items()
+        },
+        data_dir=data_dir,
+        file_format=file_format,
+        disable_shuffling=True,
+        download_config=tfds.download.DownloadConfig(num_shards=shards, try_download_gcs=False),
+    )
+
+
+def write_all(data_dir: Path) -> None:
+    write(data_dir, "tiny", shards=4)
+    write(data_dir, "tiny_array", file_format="array_record", shards=4)
+    write(data_dir, "dtypes")
+    write(data_dir, "text")
+
+
+def _tiny(tfds: Any) -> tuple[Any, dict[str, Iterator[Any]]]:
+    features = tfds.features.FeaturesDict(
+        {
+            "id": np.int64,
+            "image": tfds.features.Image(shape=(5, 4, 3)),
+            "label": tfds.features.ClassLabel(num_classes=7),
+        }
+    )
+    train = (tiny_record(number) for number in range(TINY_TRAIN))
+    test = (tiny_record(1000 + number) for number in range(TINY_TEST))
+    return features, {"train": train, "test": test}
+
+
+def _dtypes(tfds: Any) -> tuple[Any, dict[str, Iterator[Any]]]:
+    def tensor(dtype: str, *shape: int, **options: Any) -> Any:
+        return tfds.features.Tensor(shape=shape, dtype=np.dtype(dtype), **options)
+
+    names = ("int8", "uint8", "int16", "uint16", "int32", "uint32")
+    features = tfds.features.FeaturesDict(
+        {
+            **{name: tensor(name, 3) for name in names},
+            "bool": tensor("bool", 2, 3),
+            "int64": tensor("int64"),
+            "float32": tensor("float32", 4),
+            "float64": tensor("float64"),
+            "nested": {"a": np.float32, "deep": {"b": tensor("int32", 1, 1, 2, 1)}},
+            "sequence": tfds.features.Sequence(np.int64, length=3),
+            "zlib": tensor("uint8", 2, 2, encoding="zlib"),
+            "empty": tensor("float32", 0),
+        }
+    )
+    return features, {"train": (every_dtype(number) for number in range(10))}
+
+
+def _text(tfds: Any) -> tuple[Any, dict[str, Iterator[Any]]]:
+    features = tfds.features.FeaturesDict(
+        {
+            "text": tfds.features.Text(),
+            "tokens": tfds.features.Sequence(np.int32),
+            "photo": tfds.features.Image(shape=(None, None, 3)),
+            "wide": np.int64,
+            "label": np.int64,
+        }
+    )
+    examples = (
+        {
+            "text": f"number {number}",
+            "tokens": list(range(number)),
+            "photo": np.zeros((number + 1, 2, 3), np.uint8),
+            "wide": 2**40 + number,
+            "label": number,
+        }
+        for number in range(5)
+    )
+    return features, {"train": examples}
+
+
+_KINDS = {"tiny": _tiny, "dtypes": _dtypes, "text": _text}

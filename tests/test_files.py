@@ -1,0 +1,145 @@
+import shutil
+
+import datasets
+import numpy as np
+import pytest
+
+from datarax_tfds import DataLossError
+from datarax_tfds.config import TFDSEagerConfig
+from datarax_tfds.files import ArrayRecordFile, TFRecordFile
+from datarax_tfds.split import open_split
+
+SHARD = "1.0.0/tiny-train.tfrecord-00001-of-00004"
+ARRAY_SHARD = "1.0.0/tiny_array-train.array_record-00001-of-00004"
+
+
+@pytest.fixture
+def copy(data_dir, tmp_path):
+    """A copy of the tiny datasets, to be damaged."""
+    for name in ("tiny", "tiny_array"):
+        shutil.copytree(data_dir / name, tmp_path / name)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def expected(data_dir):
+    """The records of the second shard, as TensorFlow reads them."""
+    import tensorflow as tf
+
+    path = str(data_dir / "tiny" / SHARD)
+    return [record.numpy() for record in tf.data.TFRecordDataset(path)]
+
+
+def opened(data_dir, name="tiny", split="train"):
+    return open_split(TFDSEagerConfig(name=name, split=split, data_dir=str(data_dir))).files
+
+
+@pytest.mark.parametrize(
+    ("name", "file_class"),
+    [("tiny/" + SHARD, TFRecordFile), ("tiny_array/" + ARRAY_SHARD, ArrayRecordFile)],
+)
+def test_a_file_gives_any_records_in_any_order(data_dir, expected, name, file_class):
+    file = file_class(data_dir / name)
+    assert len(file) == len(expected)
+    for places in ([0], [3, 4, 5], [7, 2, 3, 4, 0], list(range(len(expected))), [5, 5], []):
+        assert file.read(places) == [expected[place] for place in places]
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_array"])
+def test_numbers_run_through_the_files_in_order(data_dir, name):
+    files = opened(data_dir, name)
+    everything = files.read(np.arange(len(files)))
+    assert len(files) == datasets.TINY_TRAIN
+    assert len(set(everything)) == datasets.TINY_TRAIN
+    numbers = np.random.default_rng(0).permutation(datasets.TINY_TRAIN)
+    assert files.read(numbers) == [everything[number] for number in numbers]
+
+
+@pytest.mark.parametrize("split", ["train[10:50]", "train[90:]", "test+train[:5]", "train[30:31]"])
+@pytest.mark.parametrize("name", ["tiny", "tiny_array"])
+def test_a_part_of_a_split_has_numbers_of_its_own(data_dir, name, split):
+    def read(split):
+        files = opened(data_dir, name, split)
+        return files.read(np.arange(len(files)))
+
+    parts = {name: read(name) for name in ("train", "test")}
+    wanted = []
+    for term in split.split("+"):
+        part, _, slice_ = term.partition("[")
+        start, _, stop = slice_.rstrip("]").partition(":")
+        wanted += parts[part][int(start or 0) : int(stop) if stop else None]
+    assert read(split) == wanted
+
+
+def test_a_header_at_any_place_of_the_window_is_found(tmp_path):
+    """Records of many sizes, over several windows of the scan."""
+    import tensorflow as tf
+
+    sizes = np.random.default_rng(0).integers(0, 90_000, 100)
+    path = tmp_path / "x.tfrecord"
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for size in sizes:
+            writer.write(bytes(int(size)))
+    file = TFRecordFile(path)
+    assert [len(record) for record in file.read(range(100))] == sizes.tolist()
+
+
+def damage_truncate(path):
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def damage_drop_a_record(path):
+    file = TFRecordFile(path)
+    path.write_bytes(path.read_bytes()[: file._starts[-2]])
+
+
+def damage_empty(path):
+    path.write_bytes(b"")
+
+
+def damage_garbage_behind(path):
+    path.write_bytes(path.read_bytes() + b"garbage, more than a header")
+
+
+def flip(byte):
+    def damage(path):
+        content = bytearray(path.read_bytes())
+        content[byte] ^= 4
+        path.write_bytes(content)
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_truncate, "cut short(.|\n)*record: +2[0-9](.|\n)*offset: byte"),
+        (damage_drop_a_record, r"holds \d+ records, dataset_info.json says"),
+        (damage_empty, "holds 0 records, dataset_info.json says"),
+        (damage_garbage_behind, "length fails its checksum"),
+        (flip(3), "length fails its checksum(.|\n)*record: +0"),
+        (flip(9), "length fails its checksum(.|\n)*record: +0"),
+        (flip(40), "a record fails its checksum(.|\n)*record: +0(.|\n)*offset: byte 0 of"),
+    ],
+)
+def test_a_damaged_tfrecord_file_is_named_before_its_records_are_handed_out(copy, damage, message):
+    path = copy / "tiny" / SHARD
+    files = opened(copy)
+    damage(path)
+    with pytest.raises(DataLossError, match=f"{path}: (.|\n)*{message}(.|\n)*fix:"):
+        files.read(np.arange(datasets.TINY_TRAIN))
+
+
+@pytest.mark.parametrize("damage", [damage_truncate, damage_empty, flip(1_000)])
+def test_a_damaged_array_record_file_is_named(copy, damage):
+    path = copy / "tiny_array" / ARRAY_SHARD
+    files = opened(copy, "tiny_array")
+    damage(path)
+    with pytest.raises(DataLossError, match=f"{path}: (.|\n)*fix:"):
+        files.read(np.arange(datasets.TINY_TRAIN))
+
+
+def test_missing_files_are_found_at_once(copy):
+    (copy / "tiny" / SHARD).unlink()
+    with pytest.raises(DataLossError, match=f"1 of 4 files(.|\n)*{SHARD}(.|\n)*fix:"):
+        opened(copy)
