@@ -52,7 +52,7 @@ class EagerRecords:
         self.spec = reader.spec
         self._batch = batch
         self._packing = Packing(reader.spec)
-        self._layout: Layout = choose_layout(
+        self.layout: Layout = choose_layout(
             layout, length, self._packing.row_bytes, batch, subject
         )
         self._rows = self._loaded(reader, subject)
@@ -74,7 +74,7 @@ class EagerRecords:
         Returns:
             Arrays `[n, ...]`, placed as batches are.
         """
-        taken = take_rows(rows, numbers, self._batch, self._layout)
+        taken = take_rows(rows, numbers, self._batch, self.layout)
         return _on_each_device(self._packing.unpack, self._batch)(taken)
 
     def take(self, numbers: np.ndarray) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class EagerRecords:
 
         With layout `sharded`, rows of zeros fill up the last shards.
         """
-        storage = storage_sharding(self._batch, self._layout)
+        storage = storage_sharding(self._batch, self.layout)
         return jax.jit(_on_each_device(self._packing.unpack, storage))(self._rows)
 
     @cached_property
@@ -109,14 +109,14 @@ class EagerRecords:
 
     def _built_alone(self, rows: Rows, numbers: jax.Array) -> dict[str, Any]:
         everywhere = NamedSharding(self._batch.mesh, PartitionSpec())
-        taken = take_rows(rows, numbers, everywhere, self._layout)
+        taken = take_rows(rows, numbers, everywhere, self.layout)
         record = _on_each_device(self._packing.unpack, everywhere)(taken)
         return jax.tree.map(lambda column: column[0], record)
 
     def _loaded(self, reader: RecordReader, subject: str) -> Rows:
         """Reads this process's rows and places them, padded to whole shards."""
-        storage = storage_sharding(self._batch, self._layout)
-        shards = 1 if self._layout == "replicated" else self._batch.mesh.size
+        storage = storage_sharding(self._batch, self.layout)
+        shards = 1 if self.layout == "replicated" else self._batch.mesh.size
         rows = math.ceil(self.length / shards) * shards
         mine = [range(start, min(stop, self.length)) for start, stop in local_rows(storage, rows)]
 

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 import sharding
@@ -65,11 +65,15 @@ def _free_bytes(batch: NamedSharding) -> int:
         free = min(stat["bytes_limit"] - stat.get("bytes_in_use", 0) for stat in stats)
     else:
         free = _free_host_bytes() // len(devices)
-    if jax.process_count() > 1:
-        # In MiB: with 64-bit types off, bytes would not survive the trip.
-        every = multihost_utils.process_allgather(np.array(free >> 20, np.int32))
-        free = int(np.min(every)) << 20
-    return free
+    if jax.process_count() == 1:
+        return free
+    # In MiB: with 64-bit types off, bytes would not survive the trip.
+    every = sharding.global_batch(
+        lambda part: np.full(part.stop - part.start, free >> 20, np.int32),
+        batch.mesh.size,
+        sharding.storage_sharding(batch, "sharded"),
+    )
+    return int(jax.jit(jnp.min)(every)) << 20
 
 
 def _free_host_bytes() -> int:

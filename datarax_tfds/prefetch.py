@@ -63,7 +63,10 @@ def handed_out(source: Positioned, size: int) -> Iterator[Any]:
             return
         before, batch, after = buffer.popleft()
         if source.cursor != before:
-            # Someone moved it, with set_state() say: what is under way belongs elsewhere.
+            # Moved meanwhile, by set_state() or by another loop: what is under way belongs
+            # elsewhere.
+            if source.cursor.epoch > before.epoch:
+                return
             steps, buffer = source.ahead(), deque()
             continue
         source.move_to(after)

@@ -41,77 +41,96 @@ def main() -> int:
     return launch(args.processes, command, logs, args.timeout_s)
 
 
-def launch(count: int, command: list[str], logs: Path, timeout_s: float | None) -> int:
-    """Runs the command `count` times; 0 if all of them end well."""
+def start(count: int, command: list[str], logs: Path) -> list[subprocess.Popen]:
+    """Starts the command `count` times, each in a process group and with a log of its own."""
     address = f"127.0.0.1:{_free_port()}"
-    files = [(logs / f"process-{number}.log").open("wb") for number in range(count)]
-    processes: list[subprocess.Popen] = []
-    deadline = time.monotonic() + (timeout_s if timeout_s is not None else float("inf"))
-    shown = 0
-    try:
-        for number, file in enumerate(files):
-            environment = os.environ | {
-                "JAX_COORDINATOR_ADDRESS": address,
-                # Otherwise the coordinator listens on every interface.
-                "JAX_COORDINATOR_BIND_ADDRESS": address,
-                "JAX_NUM_PROCESSES": str(count),
-                "JAX_PROCESS_ID": str(number),
-                "PYTHONUNBUFFERED": "1",
-            }
+    processes = []
+    for number in range(count):
+        environment = os.environ | {
+            "JAX_COORDINATOR_ADDRESS": address,
+            # Otherwise the coordinator listens on every interface.
+            "JAX_COORDINATOR_BIND_ADDRESS": address,
+            "JAX_NUM_PROCESSES": str(count),
+            "JAX_PROCESS_ID": str(number),
+            "PYTHONUNBUFFERED": "1",
+        }
+        with _log(logs, number).open("wb") as log:
             processes.append(
                 subprocess.Popen(
                     command,
                     env=environment,
                     stdin=subprocess.DEVNULL,
-                    stdout=file,
+                    stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )
             )
+    return processes
+
+
+def end(processes: list[subprocess.Popen]) -> None:
+    """Ends processes that are still running, with all that they started."""
+    for process in processes:
+        if process.poll() is None:
+            # Not SIGTERM, which JAX takes for a notice of preemption and survives.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def launch(count: int, command: list[str], logs: Path, timeout_s: float | None) -> int:
+    """Runs the command `count` times; 0 if all of them end well."""
+    deadline = time.monotonic() + (float("inf") if timeout_s is None else timeout_s)
+    processes = start(count, command, logs)
+    shown = 0
+    try:
         while True:
-            shown = _show(logs / "process-0.log", shown)
             states = [process.poll() for process in processes]
+            shown = _show(_log(logs, 0), shown)
             failed = [number for number, state in enumerate(states) if state]
             if failed:
-                return _report(failed, states, command, logs)
+                return _report(failed[0], states, command, _log(logs, failed[0]))
             if all(state == 0 for state in states):
-                _show(logs / "process-0.log", shown)
                 return 0
             if time.monotonic() > deadline:
-                late = [number for number, state in enumerate(states) if state is None]
-                print(f"\nlaunch_local: after {timeout_s:g} s still running: processes", *late)
-                print(f"  logs: {logs}")
+                late = [str(number) for number, state in enumerate(states) if state is None]
+                print(
+                    f"\nlaunch_local: after {timeout_s:g} s still running: process"
+                    f" {', '.join(late)}.\n  logs: {logs}",
+                    file=sys.stderr,
+                )
                 return 124
             time.sleep(_POLL_S)
     except KeyboardInterrupt:
         return 130
     finally:
-        for process in processes:
-            if process.poll() is None:
-                # The whole group: the command may have started others. Not SIGTERM, which JAX
-                # takes for a notice of preemption and survives.
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        for file in files:
-            file.close()
+        end(processes)
 
 
-def _report(failed: list[int], states: list[int | None], command: list[str], logs: Path) -> int:
-    number, status = failed[0], states[failed[0]] or 0
-    end = f"by {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
-    log = logs / f"process-{number}.log"
-    print(f"\nlaunch_local: process {number} of {len(states)} ended {end}.", file=sys.stderr)
-    print(f"  command: {shlex.join(command)}", file=sys.stderr)
-    others = [f"{other}: {_said(state)}" for other, state in enumerate(states) if other != number]
-    print(f"  others:  {', '.join(others) or 'none'}", file=sys.stderr)
-    print(f"  log:     {log}, which ends so:", file=sys.stderr)
-    for line in log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]:
-        print(f"    {line}", file=sys.stderr)
+def _report(number: int, states: list[int | None], command: list[str], log: Path) -> int:
+    """Says who failed first, how, and what it printed last; returns its status for the shell."""
+    others = [f"{other} {_said(state)}" for other, state in enumerate(states) if other != number]
+    lines = [
+        f"\nlaunch_local: process {number} of {len(states)} {_said(states[number])}.",
+        f"  command: {shlex.join(command)}",
+        f"  others:  {', '.join(others) or 'none'}",
+        f"  log:     {log}, which ends so:",
+        *(f"    {line}" for line in log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]),
+    ]
+    print("\n".join(lines), file=sys.stderr)
+    status = states[number] or 0
     return 128 - status if status < 0 else status
 
 
-def _said(state: int | None) -> str:
-    return {None: "was ended", 0: "had ended well"}.get(state, f"ended with {state}")
+def _said(status: int | None) -> str:
+    if status is None:
+        return "was still running"
+    return (
+        f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with {status}"
+    )
+
+
+def _log(logs: Path, number: int) -> Path:
+    return logs / f"process-{number}.log"
 
 
 def _show(log: Path, start: int) -> int:

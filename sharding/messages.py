@@ -14,10 +14,9 @@ def explain(subject: str, problem: str, *, fix: str, **facts: object) -> str:
         subject: What refuses: a function, a source, a file.
         problem: One sentence.
         fix: What to do about it.
-        **facts: The values that show the problem, in the order to print them; an underscore
-            in a name is printed as a space.
+        **facts: The values that show the problem, in the order to print them.
     """
-    rows = {name.replace("_", " "): value for name, value in facts.items()} | {"fix": fix}
+    rows = facts | {"fix": fix}
     width = max(map(len, rows)) + 1
     lines = [f"  {name + ':':<{width}} {value}" for name, value in rows.items()]
     return "\n".join([f"{subject}: {problem}", *lines])

@@ -64,6 +64,34 @@ def write_all(data_dir: Path) -> None:
     write(data_dir, "tiny_array", file_format="array_record", shards=4)
     write(data_dir, "dtypes")
     write(data_dir, "text")
+    write(data_dir, "mask")
+    write_pair(data_dir)
+
+
+def write_pair(data_dir: Path) -> None:
+    """A dataset with supervised keys that are not named image and label."""
+    import tensorflow_datasets as tfds
+
+    class Pair(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self) -> Any:
+            features = tfds.features.FeaturesDict({"input": np.int32, "target": np.int32})
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=features,
+                supervised_keys=("input", "target"),
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, dl_manager: Any) -> Any:
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self) -> Any:
+            for number in range(6):
+                yield number, {"input": number, "target": 10 * number}
+
+    Pair(data_dir=data_dir).download_and_prepare()
 
 
 def _tiny(tfds: Any) -> tuple[Any, dict[str, Iterator[Any]]]:
@@ -123,4 +151,9 @@ def _text(tfds: Any) -> tuple[Any, dict[str, Iterator[Any]]]:
     return features, {"train": examples}
 
 
-_KINDS = {"tiny": _tiny, "dtypes": _dtypes, "text": _text}
+def _mask(tfds: Any) -> tuple[Any, dict[str, Iterator[Any]]]:
+    features = tfds.features.FeaturesDict({"mask": np.int32})
+    return features, {"train": ({"mask": number} for number in range(4))}
+
+
+_KINDS = {"tiny": _tiny, "dtypes": _dtypes, "text": _text, "mask": _mask}

@@ -1,0 +1,225 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import shardings
+from contract import N, check_records, equal, ids
+from flax import nnx
+
+from datarax_tfds import (
+    Cursor,
+    Pipeline,
+    StateMismatchError,
+    TFDSEagerConfig,
+    TFDSEagerSource,
+    prefetch_to_device,
+)
+from datarax_tfds.order import Order
+
+SIZE = 24
+
+
+@pytest.fixture(scope="module")
+def loaded(data_dir):
+    config = TFDSEagerConfig(
+        name="tiny", split="train", data_dir=str(data_dir), shuffle=True, seed=5
+    )
+    return TFDSEagerSource(config, sharding=shardings()["4 x 2, replicas"])
+
+
+@pytest.fixture
+def source(loaded):
+    return nnx.clone(loaded)
+
+
+def order(epochs: int) -> list[int]:
+    return np.concatenate([Order(N, 5).span(epoch, 0, N) for epoch in range(epochs)]).tolist()
+
+
+class Scale(nnx.Module):
+    """A stage with a parameter, and a count of the batches that it saw."""
+
+    def __init__(self, factor: float):
+        self.factor = nnx.Param(jnp.float32(factor))
+        self.table = nnx.Param(jnp.zeros((64, 64)))
+        self.seen = nnx.Variable(jnp.int32(0))
+
+    def __call__(self, batch):
+        self.seen.set_value(self.seen.get_value() + 1)
+        scaled = batch["image"].astype(jnp.float32) * self.factor.get_value()
+        return batch | {"scaled": scaled}
+
+
+class Noise(nnx.Module):
+    """A stage that draws from a stream of its own."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.rngs = rngs
+
+    def __call__(self, batch):
+        return batch | {"noise": jax.random.normal(self.rngs.noise(), (SIZE,))}
+
+
+class TestRemainder:
+    def test_wrap_completes_the_last_batch_from_the_next_epoch(self, source):
+        pipeline = Pipeline(source=source, batch_size=SIZE)
+        assert len(pipeline) == 5
+        served = [ids(batch) for batch in pipeline]
+        assert list(map(len, served)) == [SIZE] * 5
+        assert pipeline.cursor == Cursor(1, 5 * SIZE - N)
+        served += [ids(batch) for batch in pipeline]
+        assert sum(served, []) == order(3)[: len(served) * SIZE]
+
+    def test_drop_leaves_out_the_end_of_each_epoch(self, source):
+        pipeline = Pipeline(source=source, batch_size=SIZE, remainder="drop")
+        assert len(pipeline) == 4
+        served = sum((ids(batch) for _ in range(2) for batch in pipeline), [])
+        assert served == order(1)[: 4 * SIZE] + order(2)[N : N + 4 * SIZE]
+        assert pipeline.cursor == Cursor(2, 0)
+
+    def test_pad_marks_the_rows_that_are_records(self, source):
+        pipeline = Pipeline(source=source, batch_size=SIZE, remainder="pad")
+        batches = list(pipeline)
+        assert len(batches) == 5
+        masks = np.concatenate([np.asarray(batch["mask"]) for batch in batches])
+        assert masks.tolist() == [True] * N + [False] * (5 * SIZE - N)
+        served = sum(map(ids, batches), [])
+        assert served[:N] == order(1)
+        assert not np.asarray(batches[-1]["image"])[~np.asarray(batches[-1]["mask"])].any()
+        assert pipeline.cursor == Cursor(1, 0)
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"remainder": "last"}, r"no such policy(.|\n)*fix:"),
+            ({"batch_size": 26}, r"row shards(.|\n)*fix: +use 24 or 28"),
+            ({"batch_size": 128, "remainder": "drop"}, r"every record(.|\n)*fix:"),
+            ({"batch_size": -4}, r"batch_size: +-4"),
+        ],
+    )
+    def test_a_pipeline_that_cannot_be_is_refused(self, source, fields, message):
+        with pytest.raises(ValueError, match=message):
+            Pipeline(source=source, **({"batch_size": SIZE} | fields))
+
+
+class TestStages:
+    def test_stages_run_in_order_and_keep_their_state(self, source):
+        scale = Scale(0.5)
+        table = scale.table.get_value().unsafe_buffer_pointer()
+        plus_one = lambda batch: batch | {"scaled": batch["scaled"] + 1}
+        pipeline = Pipeline(source=source, stages=[scale, plus_one], batch_size=SIZE)
+        for batch in itertools.islice(pipeline, 3):
+            check_records(batch)
+            expected = np.asarray(batch["image"]).astype(np.float32) * 0.5 + 1
+            assert np.array_equal(batch["scaled"], expected)
+        assert scale.seen.get_value() == 3
+        assert scale.table.get_value().unsafe_buffer_pointer() == table
+
+    def test_a_parameter_that_changes_is_seen_by_the_next_batch(self, source):
+        scale = Scale(1)
+        batches = iter(Pipeline(source=source, stages=[scale], batch_size=SIZE))
+        next(batches)
+        scale.factor.set_value(jnp.float32(3))
+        batch = next(batches)
+        assert np.array_equal(batch["scaled"], np.asarray(batch["image"]).astype(np.float32) * 3)
+
+    def test_a_stage_may_be_random(self, source):
+        pipeline = Pipeline(source=source, stages=[Noise(nnx.Rngs(0))], batch_size=SIZE)
+        one, other = itertools.islice(pipeline, 2)
+        assert not equal(one["noise"], other["noise"])
+
+    def test_stages_see_the_mask(self, source):
+        count = lambda batch: batch | {"real": batch["mask"].sum()}
+        pipeline = Pipeline(source=source, stages=[count], batch_size=SIZE, remainder="pad")
+        assert [int(batch["real"]) for batch in pipeline] == [24, 24, 24, 24, 1]
+
+    def test_a_stage_is_compiled_once(self, source):
+        traced = []
+        stage = lambda batch: traced.append(1) or batch
+        pipeline = Pipeline(source=source, stages=[stage], batch_size=SIZE)
+        for _ in range(2):
+            for _ in pipeline:
+                pass
+        assert len(traced) == 1
+
+
+class TestState:
+    def test_every_remainder_resumes_after_every_batch(self, loaded):
+        import contract
+
+        for remainder in ("drop", "pad"):
+            contract.check_resume_after_every_batch(
+                lambda remainder=remainder: Pipeline(
+                    source=nnx.clone(loaded), batch_size=SIZE, remainder=remainder
+                ),
+                prefetch=2,
+            )
+
+    @pytest.mark.parametrize("prefetch", [None, 0, 1, 3])
+    def test_set_state_within_the_loop_takes_effect_with_the_next_batch(self, source, prefetch):
+        pipeline = Pipeline(source=source, batch_size=SIZE)
+        batches = pipeline if prefetch is None else prefetch_to_device(pipeline, prefetch)
+        states, served = [pipeline.get_state()], []
+        for batch in batches:
+            served.append(ids(batch))
+            states.append(pipeline.get_state())
+            if len(served) == 3:
+                pipeline.set_state(states[1])
+        assert served[3:5] == served[1:3]
+        assert served[:3] + served[5:] == [order(2)[i : i + SIZE] for i in range(0, 5 * SIZE, SIZE)]
+
+    def test_another_batch_size_goes_on_with_the_same_records(self, source, loaded):
+        sizes, served = [8, 24, 4, 48, 12, 96, 32], []
+        state = source.get_state()
+        for size in sizes * 2:
+            pipeline = Pipeline(source=nnx.clone(loaded), batch_size=size)
+            pipeline.set_state(state)
+            served += ids(next(iter(pipeline)))
+            state = pipeline.get_state()
+        assert served == order(5)[: len(served)]
+
+    def test_a_state_of_another_remainder_is_refused(self, source):
+        wrap = Pipeline(source=source, batch_size=SIZE)
+        drop = Pipeline(source=source, batch_size=SIZE, remainder="drop")
+        with pytest.raises(StateMismatchError, match="remainder: saved 'drop', now 'wrap'"):
+            wrap.set_state(drop.get_state())
+        source.set_state(wrap.get_state())  # a source is read with wrap, too
+
+    def test_an_iterator_that_is_left_alone_has_moved_nothing(self, source):
+        pipeline = Pipeline(source=source, batch_size=SIZE)
+        prefetched = prefetch_to_device(pipeline, 4)
+        next(prefetched)
+        del prefetched
+        assert pipeline.cursor == Cursor(0, SIZE)
+        assert ids(next(iter(pipeline))) == order(1)[SIZE : 2 * SIZE]
+
+
+def test_two_loops_over_one_pipeline_share_its_position(source):
+    pipeline = Pipeline(source=source, batch_size=SIZE)
+    pairs = list(zip(pipeline, prefetch_to_device(pipeline, 2), strict=False))
+    served = sum((ids(one) + ids(other) for one, other in pairs), [])
+    assert served == order(1)[: 4 * SIZE]
+
+
+def test_any_iterable_can_be_prefetched():
+    items = [{"x": np.arange(3) + step} for step in range(5)]
+    for size in (0, 1, 2, 9):
+        moved = list(prefetch_to_device(iter(items), size))
+        assert equal(moved, items)
+        assert all(isinstance(item["x"], jax.Array) for item in moved)
+
+
+@pytest.mark.parametrize("size", [-1, 1.5, "2", True])
+def test_a_prefetch_size_that_cannot_be_is_refused(size):
+    with pytest.raises(ValueError, match=r"number of batches(.|\n)*fix:"):
+        prefetch_to_device([], size)
+
+
+def test_a_mask_among_the_features_is_refused_with_pad(data_dir):
+    config = TFDSEagerConfig(name="mask", split="train", data_dir=str(data_dir))
+    source = TFDSEagerSource(config)
+    with pytest.raises(ValueError, match=r"have one already(.|\n)*exclude_keys(.|\n)*"):
+        Pipeline(source=source, batch_size=2, remainder="pad")
+    assert set(next(iter(Pipeline(source=source, batch_size=2)))) == {"mask"}

@@ -1,0 +1,94 @@
+"""One process of a job: serves batches over several meshes, and notes the rows that it holds."""
+
+import json
+import os
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+DATA_DIR, OUT = sys.argv[1], Path(sys.argv[2])
+
+# Another number of devices in each process.
+jax.config.update("jax_num_cpu_devices", 1 + (int(os.environ["JAX_PROCESS_ID"]) == 0))
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from datarax_tfds import (
+    Pipeline,
+    TFDSEagerConfig,
+    TFDSEagerSource,
+    batch_sharding,
+    initialize,
+    make_mesh,
+    prefetch_to_device,
+)
+
+WITHIN_JIT = {("all", "sharded"), ("model axis across processes", "replicated")}
+SIZE, STEPS = 60, 4  # divides over 1 to 6 devices; the second batch ends the first epoch
+
+
+def shardings() -> dict[str, NamedSharding]:
+    devices = np.array(jax.devices())
+    count = len(devices)
+    one_each = [d for d in devices if d == min(jax.devices(), key=lambda e: (
+        e.process_index != d.process_index, e.id))]  # fmt: skip
+    meshes = {
+        "all": batch_sharding(make_mesh({"data": -1})),
+        "explicit": batch_sharding(make_mesh({"data": -1}, axis_type=AxisType.Explicit)),
+        "reversed": batch_sharding(Mesh(devices[::-1], ("data",))),
+        "one device each": batch_sharding(make_mesh({"data": -1}, devices=one_each)),
+    }
+    if len(one_each) % 2 == 0:
+        # The model axis crosses the processes: replicas of a row lie on different hosts.
+        crossing = np.array(one_each).reshape(-1, 2)
+        meshes["model axis across processes"] = batch_sharding(Mesh(crossing, ("data", "model")))
+    assert count == jax.process_count() + 1
+    return meshes
+
+
+def noted(batch: dict[str, Any]) -> list[Any]:
+    """For each slice of rows that this process holds, a checksum of its bytes."""
+    return sorted(
+        [name, *shard.index[0].indices(SIZE)[:2], zlib.crc32(np.asarray(shard.data).tobytes())]
+        for name, column in batch.items()
+        for shard in column.addressable_shards
+    )
+
+
+def main() -> None:
+    initialize()
+    notes = {}
+    for mesh, sharding in shardings().items():
+        for layout in ("replicated", "sharded"):
+            name = "tiny" if layout == "sharded" else "tiny_array"
+            config = TFDSEagerConfig(
+                name=name, split="train", data_dir=DATA_DIR, shuffle=True, seed=5, layout=layout
+            )
+            source = TFDSEagerSource(config, sharding=sharding)
+            pipeline = Pipeline(source=nnx.clone(source), batch_size=SIZE)
+            batches = [batch for _ in range(3) for batch in prefetch_to_device(pipeline)]
+            steps = [noted(batch) for batch in batches[:STEPS]]
+            notes[f"{mesh}, {layout}"] = steps
+
+            if (mesh, layout) not in WITHIN_JIT:
+                continue
+            # Closed over by a caller's own jit: arrays of several processes, too.
+            at = jax.jit(lambda start, source=source: source.get_batch_at(start, SIZE))
+            assert [noted(at(step * SIZE)) for step in range(STEPS)] == steps
+            stepper = nnx.jit(lambda source: source.get_batch(SIZE))
+            copy = nnx.clone(source)
+            assert [noted(stepper(copy)) for _ in range(STEPS)] == steps
+            assert int(source[50]["id"].addressable_shards[0].data) == 50
+            padded = Pipeline(source=source, batch_size=SIZE, remainder="pad")
+            count = jax.jit(lambda batch: batch["mask"].sum())
+            assert [int(count(batch)) for batch in padded] == [60, 37]
+    (OUT / f"{jax.process_index()}.json").write_text(json.dumps(notes))
+
+
+main()
