@@ -87,9 +87,7 @@ def _decode_batch(tf: Any, feature: Any, parsed: Mapping[str, Any], key: str) ->
     column = tf.cast(parsed[key], feature.get_serialized_info().tf_dtype)
     if isinstance(feature, tfds.features.Tensor) and column.dtype != tf.string:
         return feature.decode_batch_example(column)
-    return tf.map_fn(
-        feature.decode_example, column, fn_output_signature=feature.get_tensor_spec()
-    )
+    return tf.map_fn(feature.decode_example, column, fn_output_signature=feature.get_tensor_spec())
 
 
 def _tensorflow() -> Any:

@@ -52,11 +52,10 @@ class EagerRecords:
         self.spec = reader.spec
         self._batch = batch
         self._packing = Packing(reader.spec)
-        self.layout: Layout = choose_layout(
-            layout, length, self._packing.row_bytes, batch, subject
-        )
+        self.layout: Layout = choose_layout(layout, length, self._packing.row_bytes, batch, subject)
         self._rows = self._loaded(reader, subject)
-        self._take = jax.jit(lambda rows, numbers: _row_major(self.build(rows, numbers)))
+        finish = _row_major if batch.mesh.size == 1 else lambda columns: columns
+        self._take = jax.jit(lambda rows, numbers: finish(self.build(rows, numbers)))
         self._take_one = jax.jit(self._built_alone)
 
     def fetch(self, numbers: np.ndarray) -> tuple[Rows, np.ndarray]:
@@ -145,15 +144,18 @@ class EagerRecords:
             return global_batch(read, rows, storage)
 
 
-def _row_major(batch: Any) -> Any:
-    """A batch laid out as callers get it anyway; under jax 0.12 XLA copies single-channel images
-    to that layout byte by byte unless told (175 us for 128 of 28x28, against 55).
+def _row_major(columns: Any) -> Any:
+    """Columns laid out as callers get them anyway.
+
+    On one device, jax 0.12 copies single-channel images to that layout byte by byte unless told
+    (175 us for 128 of 28x28, against 55). Over several devices, jax 0.10 makes a copy when told
+    (64x64x3, batch 1024, 8 devices: 22 ms against 9).
     """
     return jax.tree.map(
         lambda column: memory_layout.with_layout_constraint(
             column, memory_layout.Layout(tuple(range(column.ndim)))
         ),
-        batch,
+        columns,
     )
 
 
@@ -166,7 +168,9 @@ def _on_each_device(function: Callable[..., Any], rows: NamedSharding) -> Callab
 def _on_every_core(work: Callable[[int], None], items: range) -> None:
     """Runs `work` on all items; the first exception ends it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    pool = ThreadPoolExecutor(cores, thread_name_prefix="datarax_tfds")
+    # One more than cores: while it reads, they all decode (on two cores 1.0 s against 1.2 s for
+    # 60,000 PNG of 28x28).
+    pool = ThreadPoolExecutor((cores or 1) + 1, thread_name_prefix="datarax_tfds")
     try:
         for _ in pool.map(work, items):
             pass

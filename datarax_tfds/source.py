@@ -209,9 +209,10 @@ class TFDSEagerSource(nnx.Module):
 
     def move_to(self, cursor: Cursor) -> None:
         """Goes on from another position."""
-        if cursor.epoch is not self.epoch.get_raw_value():
-            self.epoch.set_value(cursor.epoch)
-        self.index.set_value(cursor.index)
+        # Raw: refused in a jit that only closes over the source, where it would not last; and
+        # 2 us where set_value takes 9.
+        self.epoch.set_raw_value(cursor.epoch)
+        self.index.set_raw_value(cursor.index)
 
     def reset(self, seed: int | None = None) -> None:
         """Goes back to the first record of epoch 0; with a seed, of another order."""

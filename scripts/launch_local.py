@@ -25,15 +25,18 @@ _POLL_S = 0.05
 
 def main() -> int:
     """Launches, waits, reports; returns the exit status for the shell."""
+    words = sys.argv[1:]
+    cut = words.index("--") if "--" in words else len(words)
+    own, command = words[:cut], words[cut + 1 :]
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        usage="%(prog)s N [--timeout-s S] [--logs DIR] -- COMMAND ...",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("processes", type=int, help="how many processes")
     parser.add_argument("--timeout-s", type=float, help="end all of them after so many seconds")
     parser.add_argument("--logs", type=Path, help="where the logs go; a new directory by default")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="-- and the command")
-    args = parser.parse_args()
-    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    args = parser.parse_args(own)
     if args.processes < 1 or not command:
         parser.error("give a number of processes, then -- and a command")
     logs = args.logs or Path(tempfile.mkdtemp(prefix="launch_local-"))
@@ -124,9 +127,7 @@ def _report(number: int, states: list[int | None], command: list[str], log: Path
 def _said(status: int | None) -> str:
     if status is None:
         return "was still running"
-    return (
-        f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with {status}"
-    )
+    return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with {status}"
 
 
 def _log(logs: Path, number: int) -> Path:

@@ -86,7 +86,7 @@ def correct(model: Network, batch: dict[str, Any]) -> jax.Array:
 def main(config: Config) -> None:
     initialize()
     mesh = make_mesh(config.mesh)
-    rows = batch_sharding(mesh, tuple(config.mesh)[0])
+    rows = batch_sharding(mesh, next(iter(config.mesh)))
 
     def source(split: str, shuffle: bool) -> TFDSEagerSource:
         data = TFDSEagerConfig(
@@ -132,7 +132,7 @@ def main(config: Config) -> None:
     if step:
         state = ocp.args.StandardRestore(nnx.state((model, optimizer)))  # pyright: ignore
         args = ocp.args.Composite(model=state, data=DataRestore(train))
-        nnx.update((model, optimizer), manager.restore(step, args=args).model)
+        nnx.update((model, optimizer), manager.restore(step, args=args)["model"])
 
     leader = jax.process_index() == 0
     records = len(train.source)

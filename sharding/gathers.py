@@ -93,29 +93,33 @@ def _take_local(rows: Any, numbers: jax.Array, batch: NamedSharding) -> Any:
 
 
 def _take_exchanged(rows: Any, numbers: jax.Array, batch: NamedSharding) -> Any:
-    """One device's part of the exchange: sends the rows it owns, receives those it serves."""
-    axes = _storage_axes(batch)
-    devices, slices = batch.mesh.size, row_shards(batch)
-    replicas = devices // slices
+    """One device's part of the exchange: sends the rows it owns, receives those it serves.
+
+    Devices that hold the same slice of the batch receive a part of it each, and share.
+    """
+    axes, devices = _storage_axes(batch), batch.mesh.size
     owned = jax.tree.leaves(rows)[0].shape[0]
     device = lax.axis_index(axes)
-    wanted = numbers.reshape(slices, -1)
-    share = wanted.shape[1]
+
+    slices = numbers.reshape(row_shards(batch), -1)
+    replicas = devices // len(slices)
+    share = -(-slices.shape[1] // replicas)
+    filling = ((0, 0), (0, share * replicas - slices.shape[1]))
+    wanted = jnp.pad(slices, filling, constant_values=devices * owned).reshape(devices, share)
     owners = wanted // owned
 
-    # A row's seat is its rank among the rows that one owner sends to one slice.
+    # A row's seat is its rank among the rows that one owner sends to one device.
     sent = owners == device
     sent_seats = jnp.cumsum(sent, axis=1, dtype=jnp.int32) - 1
-    owner = owners[device // replicas]
+    owner = owners[device]
     from_owner = owner[:, None] == jnp.arange(devices, dtype=jnp.int32)[None, :]
     ranks = jnp.cumsum(from_owner, axis=0, dtype=jnp.int32) - 1
     seat = jnp.sum(jnp.where(from_owner, ranks, 0), axis=1, dtype=jnp.int32)
 
     def exchange(seats: int) -> Any:
-        seated = (jnp.arange(slices)[:, None], jnp.where(sent, sent_seats, seats))
-        places = jnp.full((slices, seats), owned, jnp.int32)
+        seated = (jnp.arange(devices)[:, None], jnp.where(sent, sent_seats, seats))
+        places = jnp.full((devices, seats), owned, jnp.int32)
         places = places.at[seated].set(wanted - device * owned, mode="drop")
-        places = jnp.repeat(places, replicas, axis=0)
 
         def swapped(outgoing: jax.Array) -> jax.Array:
             incoming = lax.all_to_all(outgoing, axes, split_axis=0, concat_axis=0)
@@ -126,7 +130,15 @@ def _take_exchanged(rows: Any, numbers: jax.Array, batch: NamedSharding) -> Any:
     fair = share / devices
     seats = min(share, math.ceil(fair + 3 * math.sqrt(fair)))
     if seats == share:
-        return exchange(share)
-    pairs = jnp.arange(slices, dtype=jnp.int32)[:, None] * devices + owners
-    loads = jnp.zeros(slices * devices, jnp.int32).at[pairs].add(1, mode="drop")
-    return lax.cond(jnp.max(loads) <= seats, lambda: exchange(seats), lambda: exchange(share))
+        part = exchange(share)
+    else:
+        pairs = jnp.arange(devices, dtype=jnp.int32)[:, None] * devices + owners
+        loads = jnp.zeros(devices**2, jnp.int32).at[pairs].add(1, mode="drop")
+        fits = jnp.max(loads) <= seats
+        part = lax.cond(fits, lambda: exchange(seats), lambda: exchange(share))
+    if replicas == 1:
+        return part
+    others = axes[len(row_axes(batch)) :]
+    return jax.tree.map(
+        lambda part: lax.all_gather(part, others, tiled=True)[: slices.shape[1]], part
+    )

@@ -105,7 +105,8 @@ class TestKeys:
 
 @pytest.mark.parametrize("layout", ["replicated", "sharded", "auto"])
 def test_records_that_do_not_fit_are_refused_before_they_are_read(data_dir, layout, monkeypatch):
-    from datarax_tfds import decoding, layout as layouts
+    from datarax_tfds import decoding
+    from datarax_tfds import layout as layouts
 
     # The one thing of the machine that a test cannot make small.
     monkeypatch.setattr(layouts, "_free_host_bytes", lambda: 8 * 100)
@@ -113,9 +114,7 @@ def test_records_that_do_not_fit_are_refused_before_they_are_read(data_dir, layo
     with pytest.raises(
         ValueError, match=r"do not fit the devices(.|\n)*needed:(.|\n)*free: +100 bytes(.|\n)*fix:"
     ):
-        TFDSEagerSource(
-            config(data_dir, "tiny", layout=layout), sharding=shardings()["8 devices"]
-        )
+        TFDSEagerSource(config(data_dir, "tiny", layout=layout), sharding=shardings()["8 devices"])
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,10 @@ def test_buffers_are_aligned_and_of_zeros():
 
 
 def test_columns_of_nested_features_find_their_place():
-    spec = {"a": {"b": jax.ShapeDtypeStruct((2,), np.int16)}, "c": jax.ShapeDtypeStruct((), np.int16)}
+    spec = {
+        "a": {"b": jax.ShapeDtypeStruct((2,), np.int16)},
+        "c": jax.ShapeDtypeStruct((), np.int16),
+    }
     packing = Packing(spec)
     columns = {"a": {"b": np.array([[1, 2], [3, 4]], np.int16)}, "c": np.array([5, 6], np.int16)}
     buffers = packing.empty(2)

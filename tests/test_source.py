@@ -3,6 +3,7 @@ import re
 
 import contract
 import datasets
+import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -229,6 +230,11 @@ class TestAsAModule:
             return jax.lax.fori_loop(0, 4, body, jnp.int32(0))
 
         assert total(source) == sum(expected_ids(shuffle, 1)[: 4 * SIZE])
+
+    def test_a_cursor_does_not_move_in_a_jit_that_only_closes_over_it(self, source):
+        with pytest.raises(flax.errors.TraceContextError, match="trace level"):
+            jax.jit(lambda: source.get_batch(SIZE))()
+        assert source.cursor == Cursor(0, 0)
 
     def test_a_scan_may_carry_the_source(self, source, shuffle):
         @nnx.scan(in_axes=nnx.Carry, out_axes=(nnx.Carry, 0), length=5)

@@ -93,7 +93,9 @@ def test_no_field_can_change_unnoticed(field):
         restored(state | {field: changed}, IDENTITY, "test")
 
 
-@pytest.mark.parametrize("cursor", [Cursor(0, 60_000), Cursor(0, -1), Cursor(-1, 0), Cursor(0, 1.0)])
+@pytest.mark.parametrize(
+    "cursor", [Cursor(0, 60_000), Cursor(0, -1), Cursor(-1, 0), Cursor(0, 1.0)]
+)
 def test_a_position_that_cannot_be_is_refused_though_its_checksum_is_right(cursor):
     with pytest.raises(StateMismatchError, match="damaged"):
         restored(saved(cursor, IDENTITY), IDENTITY, "test")

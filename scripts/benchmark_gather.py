@@ -1,0 +1,94 @@
+"""Batches from records that are sharded over eight devices, against plain indexing under jit.
+
+python scripts/benchmark_gather.py
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from benchmarking import Comparison, in_turn, show
+from jax.sharding import AxisType
+
+from datarax_tfds.eager_records import EagerRecords
+from sharding import batch_sharding, global_batch, make_mesh, storage_sharding, take_rows
+
+DEVICES = 8
+RECORDS = 48_000
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run."""
+
+    rounds: int = 9
+    steps: int = 50  # batches a round
+
+
+class Images:
+    """Records made in memory, in place of a split on disk."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.spec = {"image": jax.ShapeDtypeStruct(shape, np.uint8)}
+        self.rows = np.random.default_rng(0).integers(0, 256, (RECORDS, *shape), np.uint8)
+
+    def read(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
+        return {"image": self.rows[numbers]}
+
+
+def gathers(options: Options) -> Iterator[Comparison]:
+    for shape in ((28, 28, 1), (32, 32, 3), (64, 64, 3)):
+        images: Any = Images(shape)
+        for axes in ({"data": 8}, {"data": 4, "model": 2}):
+            batch = batch_sharding(make_mesh(axes))
+            records = EagerRecords(images, RECORDS, batch=batch, layout="sharded", subject="images")
+            storage = storage_sharding(batch, "sharded")
+            plain = global_batch(lambda part, rows=images.rows: rows[part], RECORDS, storage)
+            take = jax.jit(lambda rows, numbers: rows[numbers], out_shardings=batch)
+            for size in (256, 1024):
+                order = np.random.default_rng(1).permutation(RECORDS).astype(np.int32)
+                batches = order[: RECORDS // size * size].reshape(-1, size)
+                assert np.array_equal(records.take(batches[0])["image"], images.rows[batches[0]])
+
+                def run(take: Callable[[np.ndarray], Any], batches: np.ndarray = batches) -> None:
+                    for step in range(options.steps):
+                        jax.block_until_ready(take(batches[step % len(batches)]))
+
+                yield in_turn(
+                    f"{'x'.join(map(str, shape))} bytes, batch {size}, mesh {axes}",
+                    partial(run, records.take),
+                    partial(run, partial(take, plain)),
+                    target=1.5,
+                    rounds=options.rounds,
+                    units=options.steps,
+                )
+
+
+def explicit() -> str:
+    """Under Explicit axes the plain way raises, and ours gives the same batch."""
+    batch = batch_sharding(make_mesh({"data": DEVICES}, axis_type=AxisType.Explicit))
+    rows = np.arange(RECORDS, dtype=np.int32)
+    placed = global_batch(lambda part: rows[part], RECORDS, storage_sharding(batch, "sharded"))
+    numbers = jnp.arange(64) * 7
+    try:
+        jax.jit(lambda rows, numbers: rows[numbers])(placed, numbers)
+    except Exception as error:  # any of JAX's: it is only printed
+        plain = f"raises {type(error).__name__}"
+    else:
+        plain = "works"
+    ours = jax.jit(lambda rows, numbers: take_rows(rows, numbers, batch, "sharded"))
+    exact = np.array_equal(ours(placed, numbers), rows[numbers])
+    return f"Explicit axes: plain indexing {plain}; ours is {'exact' if exact else 'WRONG'}"
+
+
+if __name__ == "__main__":
+    options = tyro.cli(Options, description=__doc__)
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    title = f"batches from {RECORDS:,} sharded records, jax {jax.__version__}"
+    show(title, gathers(options))
+    print(explicit())

@@ -1,0 +1,132 @@
+import json
+
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+import pytest
+from conftest import shardings
+from contract import ids
+from flax import nnx
+
+from datarax_tfds import Pipeline, StateMismatchError, TFDSEagerConfig, TFDSEagerSource
+from datarax_tfds.checkpoint import DataRestore, DataSave
+
+SIZE = 24
+MODEL = {"w": jnp.arange(3.0)}
+
+
+@pytest.fixture(scope="module")
+def loaded(data_dir):
+    config = TFDSEagerConfig(name="tiny", split="train", data_dir=str(data_dir), shuffle=True)
+    return TFDSEagerSource(config, sharding=shardings()["8 devices"])
+
+
+@pytest.fixture
+def pipeline(loaded):
+    return Pipeline(source=nnx.clone(loaded), batch_size=SIZE)
+
+
+@pytest.fixture
+def manager(tmp_path):
+    with ocp.CheckpointManager(tmp_path / "checkpoints") as manager:
+        yield manager
+
+
+def composite(**items):
+    return ocp.args.Composite(**items)
+
+
+def save(manager, step, pipeline):
+    manager.save(step, args=composite(model=ocp.args.StandardSave(MODEL), data=DataSave(pipeline)))
+
+
+def restore(manager, step, pipeline):
+    return manager.restore(
+        step, args=composite(model=ocp.args.StandardRestore(MODEL), data=DataRestore(pipeline))
+    )
+
+
+def test_a_pipeline_goes_on_where_it_was_when_it_was_saved(manager, pipeline, loaded):
+    batches = iter(pipeline)
+    next(batches)
+    save(manager, 1, pipeline)  # in the background, while the loop goes on:
+    expected = [ids(next(batches)) for _ in range(2)]
+    manager.wait_until_finished()
+
+    other = Pipeline(source=nnx.clone(loaded), batch_size=SIZE)
+    restored = restore(manager, 1, other)
+    assert restored.data == other.get_state()
+    assert restored.model["w"].tolist() == [0, 1, 2]
+    batches = iter(other)
+    assert [ids(next(batches)) for _ in range(2)] == expected
+
+
+def test_plain_json_does_as_well(manager, pipeline, loaded):
+    next(iter(pipeline))
+    manager.save(1, args=composite(data=ocp.args.JsonSave(pipeline.get_state())))
+    manager.wait_until_finished()
+    other = Pipeline(source=nnx.clone(loaded), batch_size=SIZE)
+    other.set_state(manager.restore(1, args=composite(data=ocp.args.JsonRestore())).data)
+    assert other.get_state() == pipeline.get_state()
+
+
+def test_a_source_can_be_saved_too(manager, loaded):
+    source = nnx.clone(loaded)
+    source.get_batch(SIZE)
+    manager.save(1, args=composite(data=DataSave(source)))
+    manager.wait_until_finished()
+    other = nnx.clone(loaded)
+    manager.restore(1, args=composite(data=DataRestore(other)))
+    assert other.cursor == source.cursor
+
+
+def test_without_a_manager(tmp_path, pipeline, loaded):
+    next(iter(pipeline))
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(tmp_path / "one", composite(data=DataSave(pipeline)))
+        other = Pipeline(source=nnx.clone(loaded), batch_size=SIZE)
+        checkpointer.restore(tmp_path / "one", composite(data=DataRestore(other)))
+    assert other.get_state() == pipeline.get_state()
+
+
+def test_the_saved_item_is_one_small_file(manager, pipeline, tmp_path):
+    save(manager, 1, pipeline)
+    manager.wait_until_finished()
+    files = [p for p in (tmp_path / "checkpoints/1/data").iterdir() if p.name.startswith("data")]
+    assert [file.name for file in files] == ["data_state.json"]
+    assert files[0].stat().st_size < 2048
+    assert json.loads(files[0].read_text()) == pipeline.get_state()
+    metadata = (tmp_path / "checkpoints/1/_CHECKPOINT_METADATA").read_text()
+    assert "datarax_tfds.checkpoint.DataHandler" in metadata  # so it may never move
+
+
+def test_a_checkpoint_of_other_data_is_refused_and_the_pipeline_stays(
+    manager, pipeline, data_dir, loaded
+):
+    save(manager, 1, pipeline)
+    manager.wait_until_finished()
+    config = TFDSEagerConfig(name="tiny", split="test", data_dir=str(data_dir))
+    other = Pipeline(source=TFDSEagerSource(config), batch_size=5)
+    next(iter(other))
+    before = other.get_state()
+    with pytest.raises(StateMismatchError, match=r"another split, records(.|\n)*shuffle, seed"):
+        restore(manager, 1, other)
+    assert other.get_state() == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[: len(text) // 2], "not JSON"),
+        (lambda text: "", "not JSON"),
+        (lambda text: text.replace('"index": 24', '"index": 25'), "checksum does not match"),
+        (lambda text: "{}", "not a state of datarax_tfds"),
+    ],
+)
+def test_a_damaged_file_is_refused(manager, pipeline, tmp_path, damage, message):
+    next(iter(pipeline))
+    save(manager, 1, pipeline)
+    manager.wait_until_finished()
+    file = tmp_path / "checkpoints/1/data/data_state.json"
+    file.write_text(damage(file.read_text()))
+    with pytest.raises(StateMismatchError, match=rf"{message}(.|\n)*fix:"):
+        restore(manager, 1, pipeline)

@@ -1,0 +1,118 @@
+"""Killed at random, gone on with on another number of hosts: exactly once, in the same order."""
+
+import json
+import random
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import launch_local
+import numpy as np
+import pytest
+from contract import N
+
+from datarax_tfds.order import Order
+
+WORKER = Path(__file__).parent / "workers" / "train_and_note.py"
+EPOCHS = 6
+
+
+def notes(ledger: Path, count: int) -> list[list[dict]]:
+    """What each process of a run noted; the last line of a killed one may be cut."""
+    runs = []
+    for process in range(count):
+        path = Path(f"{ledger}-{process}.jsonl")
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        runs.append([json.loads(line) for line in lines if line.endswith("\n")])
+    return runs
+
+
+def committed(checkpoints: Path) -> bool:
+    return any(path.name.isdecimal() for path in checkpoints.glob("*"))
+
+
+def expected_ids(length: int) -> list[int]:
+    order = Order(N, 5)
+    return np.concatenate([order.span(epoch, 0, N) for epoch in range(length // N + 1)]).tolist()[
+        :length
+    ]
+
+
+def replayed(runs: list[list[dict]]) -> list[int]:
+    """The records that training has seen in the end: a restart takes back what came after."""
+    seen: list[int] = []
+    total = 0
+    for run in runs:
+        for note in run:
+            del seen[note["position"] :]  # at the first note of a run; none is skipped:
+            assert len(seen) == note["position"]
+            seen += note["ids"]
+            total = sum(number % 7 for number in seen)
+            assert note["sum"] == total  # the model and the data were saved together
+    return seen
+
+
+@pytest.mark.timeout(600)
+def test_killed_and_gone_on_with_elsewhere_every_record_comes_once(data_dir, tmp_path):
+    chance = random.Random(7)
+    checkpoints = tmp_path / "checkpoints"
+    history = []
+    plan = [(2, 12), (1, 20), (4, 8), (2, 16)]  # processes, batch size; all but the last killed
+    for number, (count, batch_size) in enumerate(plan):
+        logs = tmp_path / f"run-{number}"
+        logs.mkdir()
+        ledger = logs / "ledger"
+        command = [sys.executable, WORKER, data_dir, checkpoints, ledger, batch_size, EPOCHS]
+        processes = launch_local.start(count, list(map(str, command)), logs)
+        last = number == len(plan) - 1
+        steps = float("inf") if last else chance.randint(5, 9)
+        deadline = time.monotonic() + 150
+        try:
+            while min(map(len, notes(ledger, count))) < steps or not committed(checkpoints):
+                ended = [process.poll() for process in processes]
+                if any(ended) or all(status == 0 for status in ended):
+                    break
+                assert time.monotonic() < deadline, f"run {number} did not come so far"
+                time.sleep(0.01)
+            if not last:
+                time.sleep(chance.random() * 0.05)  # anywhere in a step, or in a save
+        finally:
+            launch_local.end(processes)
+        printed = "\n".join(path.read_text()[-2000:] for path in logs.glob("*.log"))
+        if last:
+            assert [process.returncode for process in processes] == [0] * count, printed
+        runs = notes(ledger, count)
+        shared = min(map(len, runs))
+        assert shared >= 5, printed
+        assert all(run[:shared] == runs[0][:shared] for run in runs)  # all hosts saw the same
+        history.append(max(runs, key=len))
+    seen = replayed(history)
+    assert len(seen) >= EPOCHS * N
+    assert seen == expected_ids(len(seen))
+    restarts = [run[0]["position"] for run in history[1:]]
+    assert all(restarts)  # each went on from a checkpoint, none began anew
+
+
+def test_the_oracle_notices_what_is_wrong():
+    """Faults that an oracle on sets, or on counts, would miss."""
+    order = expected_ids(40)
+    label = lambda ids: sum(number % 7 for number in ids)
+
+    def run(*batches, at=0, before=()):
+        result, seen = [], list(before)
+        for ids in batches:
+            seen += ids
+            result.append({"position": at, "ids": ids, "sum": label(seen)})
+            at += len(ids)
+        return result
+
+    good = [run(order[:8], order[8:16]), run(order[8:20], order[20:40], at=8, before=order[:8])]
+    assert replayed(good) == order
+    swapped = [order[1], order[0], *order[2:8]]
+    repeated = [order[0], *order[:7]]
+    for wrong in (swapped, repeated, order[1:9]):
+        assert replayed([run(wrong)]) != order[:8]
+    with pytest.raises(AssertionError):
+        replayed([run(order[:8]), run(order[9:16], at=9, before=order[:8])])
+    assert datasets.TINY_TRAIN == N

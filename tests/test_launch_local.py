@@ -1,0 +1,88 @@
+"""The launcher: who failed, how, and that nothing is left running."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+LAUNCHER = Path(__file__).parent.parent / "scripts" / "launch_local.py"
+
+
+def launched(count, code, tmp_path, *options, timeout_s=60):
+    worker = tmp_path / "worker.py"
+    worker.write_text("import os, sys, time\nnumber = int(os.environ['JAX_PROCESS_ID'])\n" + code)
+    command = [LAUNCHER, str(count), "--logs", tmp_path / "logs", *options, "--"]
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, *map(str, command), sys.executable, str(worker)],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+    )
+    done.seconds = time.monotonic() - start  # pyright: ignore
+    return done
+
+
+def running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_every_process_knows_its_place_and_has_a_log(tmp_path):
+    code = "print('this is', number, 'of', os.environ['JAX_NUM_PROCESSES'], flush=True)\n"
+    done = launched(3, code, tmp_path)
+    assert done.returncode == 0
+    assert done.stdout == "this is 0 of 3\n"
+    for number in range(3):
+        log = tmp_path / "logs" / f"process-{number}.log"
+        assert log.read_text() == f"this is {number} of 3\n"
+
+
+@pytest.mark.parametrize(
+    ("fails", "status", "said"),
+    [
+        ("sys.exit('the disk is full')", 1, "process 1 of 3 ended with 1"),
+        ("raise RuntimeError('the disk is full')", 1, "process 1 of 3 ended with 1"),
+        (
+            "print('the disk is full', flush=True); os.kill(os.getpid(), 9)",
+            137,
+            "process 1 of 3 was ended by SIGKILL",
+        ),
+    ],
+)
+def test_when_one_fails_all_are_ended_and_it_is_said_who_and_why(tmp_path, fails, status, said):
+    code = (
+        f"open({str(tmp_path)!r} + f'/pid-{{number}}', 'w').write(str(os.getpid()))\n"
+        f"if number == 1:\n    time.sleep(0.5)\n    {fails}\n"
+        "time.sleep(100)\n"
+    )
+    done = launched(3, code, tmp_path)
+    assert done.returncode == status
+    assert done.seconds < 30
+    assert said in done.stderr
+    assert re.search(r"others: +0 was still running, 2 was still running", done.stderr)
+    assert "the disk is full" in done.stderr
+    assert not any(running(int(path.read_text())) for path in tmp_path.glob("pid-*"))
+
+
+def test_a_time_limit_ends_all_and_names_the_late(tmp_path):
+    code = "if number == 1: time.sleep(100)\n"
+    done = launched(2, code, tmp_path, "--timeout-s", "2")
+    assert done.returncode == 124
+    assert "after 2 s still running: process 1" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["2"], ["0", "--", "true"], ["two", "--", "true"]])
+def test_a_wrong_command_line_is_explained(arguments):
+    done = subprocess.run(
+        [sys.executable, str(LAUNCHER), *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert "usage:" in done.stderr

@@ -1,0 +1,80 @@
+"""The main job, as a user runs it."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TRAIN = [sys.executable, str(ROOT / "scripts/train.py"), str(ROOT / "configs/digits.yaml")]
+LAUNCH = [sys.executable, str(ROOT / "scripts/launch_local.py")]
+ACCURACY = re.compile(r"test accuracy: ([\d.]+)% \((\d+) of (\d+) records\), step (\d+)")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A working directory, in which the dataset is prepared once."""
+    return tmp_path_factory.mktemp("train")
+
+
+def trained(place, *overrides, processes=None):
+    command = [*TRAIN, *overrides]
+    if processes:
+        command = [*LAUNCH, str(processes), "--timeout-s", "200", "--", *command]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = ACCURACY.search(done.stdout)
+    assert found, done.stdout[-3000:]
+    return float(found[1]), int(found[3]), int(found[4]), done.stdout + done.stderr
+
+
+@pytest.mark.timeout(600)
+def test_the_digits_are_learned_also_when_killed_on_the_way(place):
+    process = subprocess.Popen(TRAIN, cwd=place, stderr=subprocess.DEVNULL)
+    checkpoints = place / "runs/digits"
+    deadline = time.monotonic() + 120
+    while not [path for path in checkpoints.glob("*") if path.name.isdecimal()]:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    accuracy, records, step, printed = trained(place)
+    assert re.search(r"from step [1-9]\d*:", printed)
+    assert accuracy >= 97
+    assert (records, step) == (360, 599)
+    # Finished: started again, it evaluates, and does not train.
+    assert trained(place)[:3] == (accuracy, records, step)
+
+
+@pytest.mark.timeout(600)
+def test_four_processes_learn_the_same(place):
+    short = ["--epochs", "3", "--checkpoint-dir"]
+    alone = trained(place, *short, "runs/alone")
+    together = trained(place, *short, "runs/together", processes=4)
+    assert together[1:3] == alone[1:3] == (360, 45)
+    # The batches are the same; the sums of gradients are rounded in another order.
+    assert together[0] == pytest.approx(alone[0], abs=1)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("batchsize: 3", "there is no key 'batchsize'(.|\n)*did you mean 'batch_size'"),
+        ("colour: red", "there is no key 'colour'(.|\n)*keys: dataset, data_dir"),
+        ("dataset: !!python/object/apply:os.system ['touch hacked']", "python/object"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(tmp_path, config, message):
+    path = tmp_path / "config.yaml"
+    path.write_text(config)
+    done = subprocess.run(
+        [*TRAIN[:2], str(path)], cwd=tmp_path, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode != 0
+    assert re.search(message, done.stderr)
+    assert not (tmp_path / "hacked").exists()

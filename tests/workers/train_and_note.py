@@ -1,0 +1,69 @@
+"""One process of a job that may be killed: takes batches, notes them, saves every third step."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+DATA_DIR, CHECKPOINTS, LEDGER, BATCH_SIZE, EPOCHS = sys.argv[1:]
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for the records as they were written
+
+import contract
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from datarax_tfds import (
+    Pipeline,
+    TFDSEagerConfig,
+    TFDSEagerSource,
+    batch_sharding,
+    initialize,
+    make_mesh,
+    prefetch_to_device,
+)
+from datarax_tfds.checkpoint import DataRestore, DataSave
+
+initialize()
+mesh = make_mesh({"data": -1})
+everywhere = NamedSharding(mesh, PartitionSpec())
+config = TFDSEagerConfig(
+    name="tiny", split="train", data_dir=DATA_DIR, shuffle=True, seed=5, layout="sharded"
+)
+source = TFDSEagerSource(config, sharding=batch_sharding(mesh))
+pipeline = Pipeline(source=source, batch_size=int(BATCH_SIZE))
+ledger = os.open(
+    f"{LEDGER}-{jax.process_index()}.jsonl", os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644
+)
+add = jax.jit(
+    lambda model, batch: (model + batch["label"].sum(), batch["id"]), out_shardings=everywhere
+)
+
+manager = ocp.CheckpointManager(CHECKPOINTS, options=ocp.CheckpointManagerOptions(max_to_keep=3))
+model = {"sum": jax.jit(lambda: jnp.int32(0), out_shardings=everywhere)()}
+step = manager.latest_step() or 0
+if step:
+    args = ocp.args.Composite(model=ocp.args.StandardRestore(model), data=DataRestore(pipeline))
+    model = manager.restore(step, args=args)["model"]
+
+while pipeline.cursor.epoch < int(EPOCHS):
+    before = pipeline.cursor
+    for batch in prefetch_to_device(pipeline, 2):
+        model["sum"], ids = add(model["sum"], batch)
+        step += 1
+        local = {name: column.addressable_shards[0].data for name, column in batch.items()}
+        contract.check_records(local)
+        note = {
+            "position": before.epoch * len(source) + before.index,
+            "ids": np.asarray(ids).tolist(),
+            "sum": int(model["sum"]),
+        }
+        os.write(ledger, (json.dumps(note) + "\n").encode())
+        os.fsync(ledger)
+        before = pipeline.cursor
+        if step % 3 == 0:
+            state = ocp.args.StandardSave(model)
+            manager.save(step, args=ocp.args.Composite(model=state, data=DataSave(pipeline)))
+manager.close()
