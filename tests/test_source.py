@@ -2,7 +2,6 @@ import functools
 import re
 
 import contract
-import datasets
 import flax.errors
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import shardings
 from contract import N, check_records, equal, ids
+from datasets import TINY_TEST
 from flax import nnx
 
 from datarax_tfds import (
@@ -288,7 +288,6 @@ def test_a_batch_that_does_not_divide_over_the_mesh_is_refused(source):
 def test_a_small_split_is_served_too(make, shuffle):
     source = make(split="test")
     served = [number for _ in range(3) for number in ids(source.get_batch(SIZE))]
-    order = Order(13, 5 if shuffle else None)
-    epochs = np.concatenate([order.span(epoch, 0, 13) for epoch in range(6)])
+    order = Order(TINY_TEST, 5 if shuffle else None)
+    epochs = np.concatenate([order.span(epoch, 0, TINY_TEST) for epoch in range(6)])
     assert served == [1000 + number for number in epochs[: 3 * SIZE]]
-    assert datasets.TINY_TEST == 13
