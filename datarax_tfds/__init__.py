@@ -7,12 +7,12 @@
 Checkpoints: `datarax_tfds.checkpoint`. Meshes and processes: the names of `sharding`, here too.
 """
 
-from datarax_tfds.config import TFDSEagerConfig
+from datarax_tfds.config import TFDSEagerConfig, TFDSStreamingConfig
 from datarax_tfds.cursor import Cursor
 from datarax_tfds.errors import DataLossError, DatasetNotFoundError, StateMismatchError
 from datarax_tfds.pipeline import Pipeline
 from datarax_tfds.prefetch import prefetch_to_device
-from datarax_tfds.source import TFDSEagerSource
+from datarax_tfds.tfds_source import TFDSEagerSource, TFDSStreamingSource
 from sharding import batch_sharding, global_batch, initialize, make_mesh
 
 __all__ = [
@@ -23,6 +23,8 @@ __all__ = [
     "StateMismatchError",
     "TFDSEagerConfig",
     "TFDSEagerSource",
+    "TFDSStreamingConfig",
+    "TFDSStreamingSource",
     "batch_sharding",
     "global_batch",
     "initialize",

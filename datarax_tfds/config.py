@@ -1,17 +1,74 @@
 """What a source reads and how, checked once at construction."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, final, get_args
 
 from datarax_tfds.order import check_seed
 from sharding.messages import explain
 
+Access = Literal["random", "sequential"]
 Layout = Literal["auto", "replicated", "sharded"]
 
 
 @dataclass(frozen=True)
-class TFDSEagerConfig:
+class _Choice:
+    """Which records: what both configs begin with."""
+
+    name: str | None = None
+    split: str | None = None
+    data_dir: str | None = None
+    include_keys: Set[str] | None = None
+    exclude_keys: Set[str] | None = None
+    try_gcs: bool = False
+    shuffle: bool = False
+
+    def __post_init__(self):
+        for field in ("name", "split"):
+            value = getattr(self, field)
+            if not isinstance(value, str) or not value:
+                raise self._refused(field, f"{field} is required.", f"pass {field}='...'")
+        if self.include_keys is not None and self.exclude_keys is not None:
+            raise self._refused(
+                "include_keys", "both key filters are set.", "set include_keys or exclude_keys"
+            )
+        if self.try_gcs and self.data_dir is not None:
+            raise self._refused(
+                "try_gcs", "try_gcs and data_dir exclude each other.", "set only one of the two"
+            )
+        for field in ("include_keys", "exclude_keys"):
+            keys = getattr(self, field)
+            if isinstance(keys, str):
+                raise self._refused(field, f"{field} is a set of names.", f"use {{{keys!r}}}")
+            if keys is not None:
+                object.__setattr__(self, field, frozenset(keys))
+
+    def _check_count(self, field: str, least: int) -> None:
+        value = getattr(self, field)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise self._refused(
+                field, f"{field} is an integer of at least {least}.", f"use {field}={least}"
+            )
+
+    def _check_one_of(self, field: str, choices: Any) -> None:
+        if getattr(self, field) not in get_args(choices):
+            raise self._refused(
+                field, f"no such {field}.", f"one of {', '.join(get_args(choices))}"
+            )
+
+    def _refused(self, field: str, problem: str, fix: str) -> ValueError:
+        return ValueError(
+            explain(type(self).__name__, problem, fix=fix, **{field: repr(getattr(self, field))})
+        )
+
+    def _hash(self) -> int:
+        # The fields may hold dicts; equal configs still have equal hashes.
+        return hash((type(self), self.name, self.split, self.data_dir))
+
+
+@final
+@dataclass(frozen=True)
+class TFDSEagerConfig(_Choice):
     """What a `TFDSEagerSource` reads.
 
         TFDSEagerConfig(name="mnist", split="train", shuffle=True, seed=7)
@@ -29,57 +86,83 @@ class TFDSEagerConfig:
         as_supervised: Whether records are `{"image": ..., "label": ...}`, made of the dataset's
             supervised keys, whatever those are called.
         download_and_prepare_kwargs: Passed to TFDS when it prepares the dataset.
+        beam_num_workers: With how many processes Apache Beam prepares a dataset that needs it.
         local_files_only: Whether to refuse at once a dataset that is not prepared.
         shuffle_buffer_size: Accepted and without effect: the eager order is a shuffle of the
             whole split.
         layout: How the records lie on the mesh: `replicated` on every device, `sharded` over all
             of them, or `auto`: replicated where that takes up to a tenth of the smallest device.
+        map_fn: A TensorFlow function from record to record, run where records are decoded:
+            `map_fn({"image": ..., "label": ...})` returns a dict of tensors of fixed shapes.
+        decoders: How to decode features otherwise than TFDS does, by their names, as
+            `{"image": tfds.decode.SkipDecoding()}` for a `map_fn` that decodes itself.
     """
 
-    name: str | None = None
-    split: str | None = None
-    data_dir: str | None = None
-    include_keys: Set[str] | None = None
-    exclude_keys: Set[str] | None = None
-    try_gcs: bool = False
-    shuffle: bool = False
     seed: int = 42
     as_supervised: bool = False
     download_and_prepare_kwargs: Mapping[str, Any] | None = None
+    beam_num_workers: int | None = None
     local_files_only: bool = False
     shuffle_buffer_size: int = 1000
     layout: Layout = "auto"
+    map_fn: Callable[..., Any] | None = None
+    decoders: Mapping[str, Any] | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         check_seed(self.seed)
-        for field in ("name", "split"):
-            value = getattr(self, field)
-            if not isinstance(value, str) or not value:
-                raise self._refused(field, f"{field} is required.", f"pass {field}='...'")
-        if self.include_keys is not None and self.exclude_keys is not None:
-            raise self._refused(
-                "include_keys", "both key filters are set.", "set include_keys or exclude_keys"
-            )
-        if self.try_gcs and self.data_dir is not None:
-            raise self._refused(
-                "try_gcs", "try_gcs and data_dir exclude each other.", "set only one of the two"
-            )
-        if self.layout not in get_args(Layout):
-            raise self._refused(
-                "layout", "no such layout.", f"one of {', '.join(get_args(Layout))}"
-            )
-        for field in ("include_keys", "exclude_keys"):
-            keys = getattr(self, field)
-            if isinstance(keys, str):
-                raise self._refused(field, f"{field} is a set of names.", f"use {{{keys!r}}}")
-            if keys is not None:
-                object.__setattr__(self, field, frozenset(keys))
+        self._check_one_of("layout", Layout)
+        if self.beam_num_workers is not None:
+            self._check_count("beam_num_workers", 1)
 
-    def __hash__(self) -> int:
-        # The fields may hold dicts; equal configs still have equal hashes.
-        return hash((type(self), self.name, self.split, self.data_dir))
+    __hash__ = _Choice._hash
 
-    def _refused(self, field: str, problem: str, fix: str) -> ValueError:
-        return ValueError(
-            explain(type(self).__name__, problem, fix=fix, **{field: repr(getattr(self, field))})
-        )
+
+@final
+@dataclass(frozen=True)
+class TFDSStreamingConfig(_Choice):
+    """What a `TFDSStreamingSource` reads: the fields of `TFDSEagerConfig` but `layout`, and more.
+
+        TFDSStreamingConfig(name="imagenet2012", split="train", shuffle=True, map_fn=crop)
+
+    Args:
+        shuffle_buffer_size: With `access="sequential"`, the records among which the order is
+            random. Without effect otherwise: the order is a shuffle of the whole split.
+        prefetch_buffer: How many batches are decoded ahead of the one in hand. 0: none, and no
+            more threads than decode that one.
+        seed: Of the order and of a random `map_fn`, in `[0, 2**32)`.
+        access: `random` reads record by record, in a shuffle of the whole split. `sequential` is
+            for stores where small reads are slow: blocks of consecutive records come in random
+            order, and records are shuffled within `shuffle_buffer_size` of them.
+        block_size: With `access="sequential"`, the consecutive records that are read in one go.
+        map_fn: As there; and `map_fn(record, seed)` gets an int32[2] for `tf.random.stateless_*`
+            which is the same for the same record in the same epoch, on any number of hosts and
+            after any resume.
+    """
+
+    shuffle_buffer_size: int = 1000
+    as_supervised: bool = False
+    download_and_prepare_kwargs: Mapping[str, Any] | None = None
+    beam_num_workers: int | None = None
+    prefetch_buffer: int = 2
+    local_files_only: bool = False
+    seed: int = 42
+    access: Access = "random"
+    block_size: int = 8
+    map_fn: Callable[..., Any] | None = None
+    decoders: Mapping[str, Any] | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_seed(self.seed)
+        self._check_one_of("access", Access)
+        self._check_count("prefetch_buffer", 0)
+        self._check_count("block_size", 1)
+        self._check_count("shuffle_buffer_size", 1)
+        if self.beam_num_workers is not None:
+            self._check_count("beam_num_workers", 1)
+
+    __hash__ = _Choice._hash
+
+
+AnyConfig = TFDSEagerConfig | TFDSStreamingConfig

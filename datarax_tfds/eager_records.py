@@ -1,9 +1,7 @@
 """A whole split on the mesh: how it gets there, and how batches are taken from it."""
 
 import math
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -14,12 +12,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from datarax_tfds import config
+from datarax_tfds.decoding import DECODED_TOGETHER
 from datarax_tfds.layout import choose_layout
 from datarax_tfds.packing import Packing, Rows
 from datarax_tfds.records import RecordReader
+from datarax_tfds.selection import AtCursor, Selection
+from datarax_tfds.spec import require_arrays
+from datarax_tfds.threads import decoding_pool
 from sharding import Layout, global_batch, local_rows, row_axes, storage_sharding, take_rows
+from sharding.messages import explain
 
-_CHUNK = 512  # records decoded in one call: enough to amortise it, few enough to share out
+_CHUNK = DECODED_TOGETHER[-1]
 _PROGRESS_DELAY_S = 2.0
 
 
@@ -30,64 +33,73 @@ class EagerRecords:
 
     Args:
         reader: Reads records from the files.
-        length: Number of records N.
         batch: How batches lie on the mesh.
         layout: That of the config.
-        subject: Who loads, for messages and progress.
 
     Raises:
-        ValueError: The records do not fit the devices.
+        ValueError: Records that cannot be rows of an array, that differ from epoch to epoch, or
+            that do not fit the devices.
     """
 
-    def __init__(
-        self,
-        reader: RecordReader,
-        length: int,
-        *,
-        batch: NamedSharding,
-        layout: config.Layout,
-        subject: str,
-    ):
-        self.length = length
+    def __init__(self, reader: RecordReader, *, batch: NamedSharding, layout: config.Layout):
+        require_arrays(reader.spec, reader.subject)
+        if reader.stochastic:
+            raise ValueError(
+                explain(
+                    reader.subject,
+                    "records are decoded once, so that a random map_fn could not change them from"
+                    " epoch to epoch.",
+                    map_fn="takes a seed",
+                    fix="use a TFDSStreamingSource, or a random stage of the Pipeline",
+                )
+            )
+        self.length = reader.length
         self.spec = reader.spec
         self._batch = batch
         self._packing = Packing(reader.spec)
-        self.layout: Layout = choose_layout(layout, length, self._packing.row_bytes, batch, subject)
-        self._rows = self._loaded(reader, subject)
+        self.layout: Layout = choose_layout(
+            layout, self.length, self._packing.row_bytes, batch, reader.subject
+        )
+        self._rows = self._loaded(reader)
         finish = _row_major if batch.mesh.size == 1 else lambda columns: columns
-        self._take = jax.jit(lambda rows, numbers: finish(self.build(rows, numbers)))
+        self._take = jax.jit(lambda *fetched: finish(self.build(fetched)))
         self._take_one = jax.jit(self._built_alone)
 
-    def fetch(self, numbers: np.ndarray) -> tuple[Rows, np.ndarray]:
-        """What `build` needs for a batch: on the host, without computing anything.
+    def fetch(self, selection: Selection) -> tuple[Rows, np.ndarray]:
+        """What `build` needs for a batch: on the host, without computing anything."""
+        return self._rows, selection.numbers().astype(np.int32, copy=False)
+
+    def build(self, fetched: tuple[Rows, Any]) -> dict[str, Any]:
+        """The batch of what `fetch` returned; traceable, with the rows as an argument.
 
         Args:
-            numbers: `[n]`, alike on every process, `n` a multiple of the row shards; N stands for
-                a row of zeros.
-        """
-        return self._rows, numbers.astype(np.int32, copy=False)
-
-    def build(self, rows: Rows, numbers: jax.Array) -> dict[str, Any]:
-        """The batch of what `fetch` returned; traceable, with the rows as an argument.
+            fetched: All records, and the numbers of those to take: `[n]` int32, alike on every
+                process, `n` a multiple of the row shards; N stands for a row of zeros.
 
         Returns:
             Arrays `[n, ...]`, placed as batches are.
         """
+        rows, numbers = fetched
         taken = take_rows(rows, numbers, self._batch, self.layout)
         return _on_each_device(self._packing.unpack, self._batch)(taken)
 
-    def take(self, numbers: np.ndarray) -> dict[str, Any]:
-        """The records of these numbers, as a batch: `build` of `fetch`, compiled."""
-        return self._take(*self.fetch(numbers))
+    def take(self, selection: Selection) -> dict[str, Any]:
+        """The records of a selection, as a batch: `build` of `fetch`, compiled."""
+        return self._take(*self.fetch(selection))
 
     def take_traced(self, numbers: jax.Array) -> dict[str, Any]:
         """`take` within a caller's own transformation."""
         rows = {width: reference[...] for width, reference in self._referenced_rows.items()}
-        return self.build(rows, numbers)
+        return self.build((rows, numbers))
 
-    def take_one(self, number: int) -> dict[str, Any]:
-        """One record, without a batch axis, on every device of the mesh."""
-        return self._take_one(self._rows, np.full(1, number, np.int32))
+    def take_one(self, selection: Selection) -> dict[str, Any]:
+        """The first record of a selection, without a batch axis, on every device of the mesh."""
+        return self._take_one(*self.fetch(selection))
+
+    def each(self, block: AtCursor) -> Iterator[dict[str, Any]]:
+        """The records of a block, one by one, as `take_one`."""
+        for number in block.numbers()[: block.records]:
+            yield self._take_one(self._rows, np.full(1, number, np.int32))
 
     def arrays(self) -> dict[str, Any]:
         """All records in stored order, `[N, ...]`, placed as the rows are: a copy.
@@ -112,7 +124,7 @@ class EagerRecords:
         record = _on_each_device(self._packing.unpack, everywhere)(taken)
         return jax.tree.map(lambda column: column[0], record)
 
-    def _loaded(self, reader: RecordReader, subject: str) -> Rows:
+    def _loaded(self, reader: RecordReader) -> Rows:
         """Reads this process's rows and places them, padded to whole shards."""
         storage = storage_sharding(self._batch, self.layout)
         shards = 1 if self.layout == "replicated" else self._batch.mesh.size
@@ -135,7 +147,7 @@ class EagerRecords:
 
         with tqdm(
             total=sum(map(len, mine)),
-            desc=subject,
+            desc=reader.subject,
             unit=" records",
             delay=_PROGRESS_DELAY_S,
             # Absent: shown on a terminal only.
@@ -167,10 +179,7 @@ def _on_each_device(function: Callable[..., Any], rows: NamedSharding) -> Callab
 
 def _on_every_core(work: Callable[[int], None], items: range) -> None:
     """Runs `work` on all items; the first exception ends it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    # One more than cores: while it reads, they all decode (on two cores 1.0 s against 1.2 s for
-    # 60,000 PNG of 28x28).
-    pool = ThreadPoolExecutor((cores or 1) + 1, thread_name_prefix="datarax_tfds")
+    pool = decoding_pool()
     try:
         for _ in pool.map(work, items):
             pass

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from datarax_tfds.hashing import epoch_key
 from sharding.messages import explain
 
 # Changes whenever the same (length, seed, epoch) would give another permutation. It is saved
@@ -21,6 +22,10 @@ ROUNDS = 16
 
 _BLOCK_BITS = 16  # the smallest block of the cipher
 _CHUNK = 1 << _BLOCK_BITS  # positions computed at once on the host, 12 ms ahead of their use
+
+# From this stride on, in lengths of a span, its positions are computed alone (0.3 ms for 128)
+# rather than with all of its chunk.
+_SPARSE = 16
 
 # A word: an unsigned 32-bit array of NumPy or JAX. The cipher is written in the operators that
 # both share, and so once.
@@ -52,19 +57,31 @@ class Order:
         if self.seed is not None:
             check_seed(self.seed)
 
-    def span(self, epoch: int, start: int, stop: int) -> np.ndarray:
+    @property
+    def version(self) -> int:
+        """Of the algorithm, as it is saved."""
+        return VERSION
+
+    def span(self, epoch: int, start: int, stop: int, stride: int = 0) -> np.ndarray:
         """The numbers of the records at positions `[start, stop)` of an epoch, on the host.
 
         Args:
             epoch: From 0.
             start: In `[0, length]`.
             stop: In `[start, length]`.
+            stride: How far behind `start` the next span begins that will be asked for: one process
+                of many leaves out the rows of the others. The result does not depend on it.
 
         Returns:
             `[stop - start]`, int32 if the length allows, else int64.
         """
+        dtype = _number_dtype(self.length)
         if self.seed is None:
-            return np.arange(start, stop, dtype=_number_dtype(self.length))
+            return np.arange(start, stop, dtype=dtype)
+        if stride >= _SPARSE * (stop - start) and self.length > _CHUNK:
+            positions = np.arange(start, stop)
+            key = epoch_key(self.seed, epoch)
+            return index_shuffle(positions, self.length, key).astype(dtype)
         first, last = start // _CHUNK, max(start, stop - 1) // _CHUNK
         parts = [
             _chunk(self.length, self.seed, epoch, chunk)[
@@ -102,14 +119,6 @@ def check_seed(seed: int) -> None:
                 fix="use seed=42, say",
             )
         )
-
-
-def epoch_key(seed: int, epoch: int) -> int:
-    """The 32-bit key of one epoch: `jax.random.fold_in` of both, its first word.
-
-    A hash, so that no seed in one epoch is another seed in the next, as with `seed + epoch`.
-    """
-    return _threefry_2x32((0, seed), (0, epoch))[0]
 
 
 def index_shuffle(positions: _Word, length: int, key: _Word, rounds: int = ROUNDS) -> _Word:
@@ -237,19 +246,3 @@ def _round_keys(seed: _Word, rounds: int) -> list[_Word]:
 def _threefry_key(seed: int) -> jax.Array:
     # The implementation is named, since the user may have made another one the default.
     return jax.random.wrap_key_data(jnp.array([0, seed], jnp.uint32), impl="threefry2x32")
-
-
-def _threefry_2x32(key: tuple[int, int], counter: tuple[int, int]) -> tuple[int, int]:
-    """Threefry-2x32 of 20 rounds (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3",
-    2011): what `jax.random` computes on a device, here on the host.
-    """
-    word = 0xFFFFFFFF
-    keys = (*key, key[0] ^ key[1] ^ 0x1BD11BDA)
-    x, y = (counter[0] + keys[0]) & word, (counter[1] + keys[1]) & word
-    for group in range(5):
-        for rotation in ((13, 15, 26, 6), (17, 29, 16, 24))[group % 2]:
-            x = (x + y) & word
-            y = ((y << rotation | y >> (32 - rotation)) & word) ^ x
-        x = (x + keys[(group + 1) % 3]) & word
-        y = (y + keys[(group + 2) % 3] + group + 1) & word
-    return x, y

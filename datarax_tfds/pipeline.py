@@ -10,9 +10,9 @@ import numpy as np
 from flax import nnx
 
 from datarax_tfds.cursor import Cursor, Remainder, Schedule
-from datarax_tfds.eager_records import EagerRecords
 from datarax_tfds.prefetch import handed_out
-from datarax_tfds.source import TFDSEagerSource
+from datarax_tfds.source import Records, Source
+from datarax_tfds.spec import require_arrays
 from datarax_tfds.state import Identity, restored, saved
 from sharding import check_batch_size, global_batch
 from sharding.messages import explain
@@ -46,20 +46,22 @@ class Pipeline(nnx.Module):
             records.
 
     Raises:
-        ValueError: A batch size that does not divide over the mesh, `drop` with fewer records than
-            one batch, or `pad` with a feature that is itself named `mask`.
+        ValueError: A batch size that does not divide over the mesh, records that cannot be rows of
+            an array, `drop` with fewer records than one batch, or `pad` with a feature that is
+            itself named `mask`.
     """
 
     def __init__(
         self,
         *,
-        source: TFDSEagerSource,
+        source: Source,
         stages: Sequence[Stage] = (),
         batch_size: int,
         rngs: nnx.Rngs | None = None,
         remainder: Remainder = "wrap",
     ):
         check_batch_size(batch_size, source.sharding)
+        require_arrays(source.element_spec(), source.name)
         self.source = source
         self.stages = nnx.List(stages)
         self.batch_size = int(batch_size)
@@ -135,29 +137,30 @@ class Pipeline(nnx.Module):
 
     def _batch(self, cursor: Cursor) -> Batch:
         records = self.source.records
-        numbers = self.source.numbers(self.schedule, cursor)
+        selection = self.source.at(self.schedule, cursor)
         mask = None
         if self.schedule.remainder == "pad":
-            real = sum(span.stop - span.start for span in self.schedule.spans(cursor))
+            real = selection.records
             mask = global_batch(
                 lambda rows: np.arange(rows.start, rows.stop) < real,
                 self.batch_size,
                 self.source.sharding,
             )
         if not self.stages:
-            return records.take(numbers) if mask is None else records.take(numbers) | {MASK: mask}
+            batch = records.take(selection)
+            return batch if mask is None else batch | {MASK: mask}
         graphdef, state = nnx.split(self.stages)
-        batch, changes = _staged(records.fetch(numbers), mask, state, graphdef, records)
+        batch, changes = _staged(records.fetch(selection), mask, state, graphdef, records)
         nnx.update(self.stages, changes)
         return batch
 
 
 @partial(jax.jit, static_argnames=("graphdef", "records"))
 def _staged(
-    operands: Any, mask: jax.Array | None, state: nnx.State, graphdef: Any, records: EagerRecords
+    fetched: Any, mask: jax.Array | None, state: nnx.State, graphdef: Any, records: Records
 ) -> tuple[Batch, nnx.State]:
     """A batch through the stages, and what they changed of their state."""
-    batch = records.build(*operands)
+    batch = records.build(fetched)
     if mask is not None:
         batch |= {MASK: mask}
     before = [variable.get_raw_value() for _, variable in nnx.to_flat_state(state)]

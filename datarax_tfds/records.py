@@ -5,10 +5,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from datarax_tfds.config import TFDSEagerConfig
+from datarax_tfds.block_files import BlockFiles
+from datarax_tfds.config import AnyConfig
 from datarax_tfds.decoding import Decoder
 from datarax_tfds.errors import DataLossError
-from datarax_tfds.spec import element_spec, narrowed, select_features
+from datarax_tfds.files import RecordFiles
+from datarax_tfds.spec import element_spec, holds_arrays, narrowed, select_features
 from datarax_tfds.split import Split
 from sharding.messages import explain
 
@@ -20,40 +22,63 @@ class RecordReader:
 
     Args:
         split: Where the records are.
-        config: Which features of them are wanted.
+        config: Which features of them are wanted, and how they are decoded.
         subject: Who reads, for messages.
 
+    Attributes:
+        length: Number of records N.
+        spec: One record, as `element_spec` says.
+        holds_arrays: Whether several records can be read in one go, to be rows of arrays.
+        stochastic: Whether records are read with keys.
+
     Raises:
-        ValueError: A feature that no array can hold, or a key that the dataset does not have.
+        ValueError: A key that the dataset does not have, a `map_fn` that is none, or a feature that
+            is no array even in one record.
     """
 
-    def __init__(self, split: Split, config: TFDSEagerConfig, subject: str):
-        self._subject = subject
-        self._files = split.files
-        selected = select_features(split.info, config, subject)
-        self.spec = element_spec(split.info, selected, subject)
-        self._decoder = Decoder(split.info.features, selected)
+    def __init__(self, split: Split, config: AnyConfig, subject: str):
+        self.length = len(split)
+        self.subject = subject
+        self.files = split.files
+        self._bytes: RecordFiles | BlockFiles = split.files
+        self._decoder = Decoder(
+            split.info.features,
+            select_features(split.info, config, subject),
+            decoders=config.decoders,
+            map_fn=config.map_fn,
+            subject=subject,
+        )
+        self._maps = config.map_fn is not None
+        self.stochastic = self._decoder.stochastic
+        self.spec = element_spec(self._decoder.outputs, subject)
+        self.holds_arrays = holds_arrays(self.spec)
 
-    def read(self, numbers: np.ndarray) -> dict[str, Any]:
+    def read_blocks(self, block_size: int, kept: int) -> None:
+        """From now on fetches whole blocks of records, and keeps those used last."""
+        self._bytes = BlockFiles(self.files, block_size, kept)
+
+    def read(self, numbers: np.ndarray, keys: np.ndarray | None = None) -> dict[str, Any]:
         """The records of these numbers.
 
         Args:
-            numbers: `[n]`, in `[0, N)`.
+            numbers: `[n]`, in `[0, N)`; one alone, unless records hold arrays.
+            keys: `[n, 2]` int32, for a stochastic `map_fn`.
 
         Returns:
-            NumPy arrays `[n, ...]` of the dtypes of `spec`.
+            NumPy arrays `[n, ...]` of the dtypes of `spec`, not to be written to.
 
         Raises:
             DataLossError: Bytes that are not what was written, or that do not decode.
             OverflowError: A value that the dtype on the device cannot hold.
+            RuntimeError: `map_fn` fails on a record.
         """
-        columns = self._decoded(numbers, self._files.read(numbers))
+        columns = self._decoded(numbers, self._bytes.read(numbers), keys)
         return jax.tree_util.tree_map_with_path(
             lambda path, spec, column: narrowed(
                 column,
                 np.dtype(spec.dtype),
                 lambda row: (
-                    f"{self._subject}: {self._files.where(numbers[row])}, feature"
+                    f"{self.subject}: {self.files.where(numbers[row])}, feature"
                     f" {jax.tree_util.keystr(path, simple=True, separator='/')!r}"
                 ),
             ),
@@ -61,20 +86,34 @@ class RecordReader:
             columns,
         )
 
-    def _decoded(self, numbers: np.ndarray, serialized: list[bytes]) -> dict[str, Any]:
+    def _decoded(
+        self, numbers: np.ndarray, serialized: list[bytes], keys: np.ndarray | None
+    ) -> dict[str, Any]:
         try:
-            return self._decoder(serialized)
+            return self._decoder(serialized, keys)
         except self._decoder.Error as error:
             if len(numbers) > 1:
                 # One of them cannot be decoded: one by one, the error names it.
                 for row in range(len(numbers)):
-                    self._decoded(numbers[row : row + 1], serialized[row : row + 1])
-            raise DataLossError(
-                explain(
-                    self._subject,
-                    "a record cannot be decoded.",
-                    where=self._files.where(numbers[0]),
-                    error=str(error).splitlines()[0],
-                    fix="prepare the dataset again",
-                )
-            ) from error
+                    alone = slice(row, row + 1)
+                    self._decoded(
+                        numbers[alone], serialized[alone], None if keys is None else keys[alone]
+                    )
+            raise self._failure(int(numbers[0]), error) from error
+
+    def _failure(self, number: int, error: Exception) -> RuntimeError:
+        # Checksums have told apart what is damaged on disk: with a map_fn, that is what fails.
+        failed, fix = DataLossError, "prepare the dataset again"
+        problem = "a record cannot be decoded."
+        if self._maps:
+            failed, fix = RuntimeError, "mend map_fn, or leave the record out with a sub-split"
+            problem = "map_fn fails on a record."
+        return failed(
+            explain(
+                self.subject,
+                problem,
+                where=self.files.where(number),
+                error=str(error).splitlines()[0],
+                fix=fix,
+            )
+        )

@@ -1,11 +1,12 @@
-"""The sources: records of a TFDS split, in an order, from a cursor."""
+"""What all sources share: records of a TFDS split, in an order, from a cursor."""
 
 import dataclasses
 import functools
 import hashlib
 import operator
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, final
+from typing import Any, Generic, Protocol, TypeVar
 
 import jax
 import jax.core
@@ -14,12 +15,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from datarax_tfds.config import TFDSEagerConfig
+from datarax_tfds.block_order import BlockOrder
 from datarax_tfds.cursor import Cursor, Schedule
-from datarax_tfds.eager_records import EagerRecords
 from datarax_tfds.order import Order, check_seed, index_shuffle
 from datarax_tfds.prefetch import handed_out
 from datarax_tfds.records import RecordReader
+from datarax_tfds.selection import AtCursor, Chosen, Selection
 from datarax_tfds.split import open_split
 from datarax_tfds.state import Identity, restored, saved
 from sharding import (
@@ -31,41 +32,53 @@ from sharding import (
 )
 from sharding.messages import explain
 
+_BLOCK = 64  # records that single ones are read ahead by
 
-@final
-class TFDSEagerSource(nnx.Module):
-    """All records of a split on the devices, served in order or shuffled, as pure JAX.
 
-    Global batch k is the same, bit for bit, on any mesh, number of processes and device order,
-    and after any resume. The records are read once, at construction, by each process those that
-    its devices hold; they are no part of the state, of `nnx.split` or of a checkpoint, and no
-    transformation copies them.
+class Records(Protocol):
+    """How records are opened: all that sources differ in."""
 
-        source = TFDSEagerSource(TFDSEagerConfig(name="mnist", split="train", shuffle=True))
-        batch = source.get_batch(32)    # {"image": uint8[32, 28, 28, 1], "label": int32[32]}
+    spec: dict[str, Any]
 
-    Args:
-        config: What to read.
-        rngs: Kept as `rngs`, for callers that hand streams around. The order is that of
-            `config.seed`.
-        name: For messages; `TFDSEagerSource(dataset:split)` where absent.
-        sharding: How batches lie on a mesh; one device where absent.
+    def fetch(self, selection: Selection) -> Any:
+        """What `build` needs for a batch."""
+        ...
+
+    def build(self, fetched: Any) -> dict[str, Any]:
+        """The batch, `[batch_size, ...]`; traceable."""
+        ...
+
+    def take(self, selection: Selection) -> dict[str, Any]:
+        """Both in one."""
+        ...
+
+    def take_one(self, selection: Chosen) -> dict[str, Any]:
+        """One record, without a batch axis."""
+        ...
+
+    def each(self, block: AtCursor) -> Iterator[dict[str, Any]]:
+        """The records of a block one by one, likewise."""
+        ...
+
+
+Opened = TypeVar("Opened", bound=Records)
+
+
+class Source(nnx.Module, Generic[Opened]):
+    """The records of a TFDS split, in an order, from a cursor: what all sources share.
+
+    Its subclasses are final, and say how records are opened.
 
     Attributes:
         index: The next position to hand out, in `[0, N)`, as an `nnx.Variable`.
         epoch: The epoch of that position, from 0, as an `nnx.Variable`.
         length: Number of records N.
-
-    Raises:
-        ValueError: A feature that no array can hold, records that do not fit the devices, or a
-            split that the dataset does not have.
-        DatasetNotFoundError: The dataset is not prepared and may not be.
-        DataLossError: The files are not what their metadata say.
+        records: How they are read; no part of the state, of `nnx.split` or of a checkpoint.
     """
 
     def __init__(
         self,
-        config: TFDSEagerConfig,
+        config: Any,
         *,
         rngs: nnx.Rngs | None = None,
         name: str | None = None,
@@ -78,9 +91,10 @@ class TFDSEagerSource(nnx.Module):
         split = open_split(config)
         self._info = nnx.static(split.info)
         self.length = len(split)
-        self._order = Order(self.length, config.seed if config.shuffle else None)
         self._seed = config.seed
+        self._order = self._ordered(config.shuffle)
         reader = RecordReader(split, config, self.name)
+        self._stochastic = reader.stochastic
         self._identity = Identity(
             dataset=split.dataset,
             split=split.ranges,
@@ -88,19 +102,23 @@ class TFDSEagerSource(nnx.Module):
             fingerprint=split.fingerprint,
             features=_digest(reader.spec),
             shuffle=config.shuffle,
-            seed=self._order.seed,
+            seed=None,
         )
-        self.records = nnx.static(
-            EagerRecords(
-                reader,
-                self.length,
-                batch=self.sharding,
-                layout=config.layout,
-                subject=self.name,
-            )
-        )
+        self.records: Opened = nnx.static(self._opened(reader))
         self.index = nnx.Variable(0)
         self.epoch = nnx.Variable(0)
+
+    @abstractmethod
+    def _opened(self, reader: RecordReader) -> Opened:
+        """The records, ready to be taken."""
+
+    @abstractmethod
+    def _taken_within(self, positions: jax.Array, key: jax.Array | None) -> dict[str, Any]:
+        """The records at traced positions, in a program of the caller's."""
+
+    @abstractmethod
+    def _ordered(self, shuffle: bool) -> Order | BlockOrder:
+        """The order of the current seed, or that of the files."""
 
     def __len__(self) -> int:
         return self.length
@@ -113,11 +131,14 @@ class TFDSEagerSource(nnx.Module):
         """The rest of the epoch, without moving the cursor: where each record stands, the record,
         and where the next one does.
         """
-        schedule, before = Schedule(self.length, 1), self.cursor
-        for _ in range(schedule.steps(before)):
-            after = schedule.after(before)
-            yield before, self.records.take_one(self.numbers(schedule, before)[0]), after
-            before = after
+        blocks, singly = Schedule(self.length, _BLOCK, "pad"), Schedule(self.length, 1)
+        before = self.cursor
+        epoch = before.epoch
+        while before.epoch == epoch:
+            for record in self.records.each(self.at(blocks, before)):
+                after = singly.after(before)
+                yield before, record, after
+                before = after
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """The record of a number, in stored order; negative ones count from the end."""
@@ -132,7 +153,7 @@ class TFDSEagerSource(nnx.Module):
                     fix=f"use a number below {self.length}",
                 )
             )
-        return self.records.take_one(place % self.length)
+        return self.records.take_one(self._chosen(np.array([place % self.length])))
 
     def get_batch(self, batch_size: int, key: jax.Array | None = None) -> dict[str, Any]:
         """The next records, running on into the next epoch; or, with a key, any records.
@@ -152,7 +173,7 @@ class TFDSEagerSource(nnx.Module):
         if isinstance(cursor.index, jax.core.Tracer):
             batch = self.get_batch_at(cursor.index, batch_size)
         else:
-            batch = self.records.take(self.numbers(schedule, cursor))
+            batch = self.records.take(self.at(schedule, cursor))
         self.move_to(schedule.after(cursor))
         return batch
 
@@ -175,27 +196,27 @@ class TFDSEagerSource(nnx.Module):
         offsets = jnp.arange(size, dtype=jnp.int32)
         if any(isinstance(value, jax.core.Tracer) for value in (offsets, start, key)):
             positions = jnp.asarray(start, jnp.int32) + offsets
-            return self.records.take_traced(self._traced_numbers(positions, key))
+            return self._taken_within(positions, key)
         start = int(start)
         if key is None:
             epoch, index = divmod(start, self.length)
             cursor = Cursor(self.cursor.epoch + epoch, index)
-            return self.records.take(self.numbers(Schedule(self.length, size), cursor))
+            return self.records.take(self.at(Schedule(self.length, size), cursor))
         positions = np.arange(start, start + size) % self.length
         if self.is_random_order:
-            positions = index_shuffle(positions, self.length, int(_key_word(key)))
-        return self.records.take(positions)
+            positions = index_shuffle(positions, self.length, int(key_word(key)))
+        return self.records.take(self._chosen(positions))
 
-    def numbers(self, schedule: Schedule, cursor: Cursor) -> np.ndarray:
-        """The records of the batch at a cursor: `[batch_size]`, N where a row is padding."""
-        parts = [self._order.span(*span) for span in schedule.spans(cursor)]
-        padding = schedule.batch_size - sum(map(len, parts))
-        if padding:
-            parts.append(np.full(padding, self.length))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    def at(self, schedule: Schedule, cursor: Cursor) -> AtCursor:
+        """The batch at a cursor, as which records it takes."""
+        return AtCursor(self._order, schedule, cursor, self._seed)
 
     def element_spec(self) -> dict[str, Any]:
-        """One record as `jax.ShapeDtypeStruct`s, without a batch axis."""
+        """One record as `jax.ShapeDtypeStruct`s, without a batch axis.
+
+        From the metadata: nothing is read. What no batch can hold has dtype `object` (text) or None
+        for a length that varies.
+        """
         return self.records.spec
 
     def get_dataset_info(self) -> Any:
@@ -229,13 +250,16 @@ class TFDSEagerSource(nnx.Module):
 
     def set_random_order(self, enabled: bool) -> None:
         """Goes on from the same cursor, in random or in stored order."""
-        self._order = Order(self.length, self._seed if enabled else None)
+        self._order = self._ordered(enabled)
 
     @property
     def identity(self) -> Identity:
         """What a saved cursor is valid for."""
         return dataclasses.replace(
-            self._identity, shuffle=self.is_random_order, seed=self._order.seed
+            self._identity,
+            shuffle=self.is_random_order,
+            seed=self._seed if self.is_random_order or self._stochastic else None,
+            order=self._order.version,
         )
 
     def get_state(self) -> dict[str, Any]:
@@ -254,14 +278,6 @@ class TFDSEagerSource(nnx.Module):
                 or seed; every field that differs is named.
         """
         self.move_to(restored(state, self.identity, self.name))
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """All records in stored order, `[N, ...]`: a copy, made anew at each access.
-
-        Where the records are sharded, rows of zeros fill up the last shards.
-        """
-        return self.records.arrays()
 
     @property
     def dataset_name(self) -> str | None:
@@ -289,14 +305,8 @@ class TFDSEagerSource(nnx.Module):
 
     __str__ = __repr__
 
-    def _traced_numbers(self, positions: jax.Array, key: jax.Array | None) -> jax.Array:
-        places = positions % self.length
-        if key is None:
-            epochs = jnp.asarray(self.epoch.get_value(), jnp.int32) + positions // self.length
-            return self._order.numbers(epochs, places)
-        if self.is_random_order:
-            return index_shuffle(places, self.length, _key_word(key))
-        return places
+    def _chosen(self, numbers: np.ndarray) -> Chosen:
+        return Chosen(numbers, self.cursor.epoch, self._seed)
 
 
 def _resolved(sharding: NamedSharding | None, subject: str) -> NamedSharding:
@@ -331,7 +341,7 @@ def _digest(spec: Any) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def _key_word(key: jax.Array) -> jax.Array:
+def key_word(key: jax.Array) -> jax.Array:
     """A PRNG key, typed or raw, as one 32-bit word."""
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     words = jax.random.key_data(key) if typed else key

@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from datarax_tfds.config import TFDSEagerConfig
+from datarax_tfds.config import AnyConfig
 from sharding.messages import explain
 
 
-def select_features(info: Any, config: TFDSEagerConfig, subject: str) -> dict[str, str]:
+def select_features(info: Any, config: AnyConfig, subject: str) -> dict[str, str]:
     """The names of a record's arrays, each with the feature that it is made of.
 
     Args:
@@ -64,45 +64,67 @@ def select_features(info: Any, config: TFDSEagerConfig, subject: str) -> dict[st
     return {"image": keys[0], "label": keys[1]}
 
 
-def element_spec(info: Any, selected: Mapping[str, str], subject: str) -> dict[str, Any]:
-    """What one record is on the device, nested as its features are.
+def element_spec(outputs: Mapping[str, Any], subject: str) -> dict[str, Any]:
+    """What one record is on the device, nested as what is decoded.
+
+    Args:
+        outputs: TensorFlow's type specs of a decoded record, in nested dicts.
+        subject: Who reads, for messages.
 
     Returns:
         A `jax.ShapeDtypeStruct` for each array, without a batch axis. 64-bit types are 32-bit
-        ones unless `jax_enable_x64` is on.
+        ones unless `jax_enable_x64` is on; the dtype of text and bytes is `object`, and a length
+        that varies from record to record is None.
 
     Raises:
-        ValueError: A feature that no array can hold: text, bytes, or a shape that varies from
-            record to record. The message names it, and the remedy.
+        ValueError: A feature that is no array even in a single record.
     """
-    return {
-        name: jax.tree_util.tree_map_with_path(
-            lambda path, tensor, feature=feature: _array_spec(tensor, path, feature, subject),
-            info.features[feature].get_tensor_info(),
-        )
-        for name, feature in selected.items()
-    }
+
+    def spec(path: Any, output: Any) -> jax.ShapeDtypeStruct:
+        shape = getattr(output, "shape", None)
+        if type(output).__name__ != "TensorSpec" or shape is None or shape.rank is None:
+            raise _no_array(path, "is no array of a known rank", output, subject)
+        dtype = np.dtype(output.dtype.as_numpy_dtype)
+        if dtype.kind != "O":
+            dtype = jax.dtypes.canonicalize_dtype(dtype)
+        return jax.ShapeDtypeStruct(tuple(shape.as_list()), dtype)
+
+    return jax.tree_util.tree_map_with_path(spec, dict(outputs))
 
 
-def _array_spec(tensor: Any, path: Any, feature: str, subject: str) -> jax.ShapeDtypeStruct:
-    dtype = np.dtype(tensor.np_dtype)
-    where = "/".join([feature, *(str(entry.key) for entry in path)])
-    problem = None
-    if dtype.kind in "OSU" or tensor.dataset_lvl:
-        problem = f"feature {where!r} holds no numbers, so that no jax.Array can hold it."
-    elif None in tensor.shape:
-        problem = f"the shape of feature {where!r} varies from record to record."
-    if problem is not None:
-        raise ValueError(
-            explain(
-                subject,
-                problem,
-                shape=tensor.shape,
-                dtype=dtype,
-                fix=f"leave it out with exclude_keys={{{feature!r}}}",
-            )
+def require_arrays(spec: Mapping[str, Any], subject: str) -> None:
+    """Refuses records that cannot be rows of a `jax.Array`.
+
+    Raises:
+        ValueError: A feature holds text or bytes, or its shape varies from record to record. The
+            message names it, and the remedies.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(spec):
+        if leaf.dtype.kind == "O":
+            problem = "holds no numbers, so that no jax.Array can hold it"
+            raise _no_array(path, problem, leaf, subject)
+        if None in leaf.shape:
+            raise _no_array(path, "varies in shape from record to record", leaf, subject)
+
+
+def holds_arrays(spec: Mapping[str, Any]) -> bool:
+    """Whether records can be rows of a `jax.Array`."""
+    leaves = jax.tree.leaves(spec)
+    return not any(leaf.dtype.kind == "O" or None in leaf.shape for leaf in leaves)
+
+
+def _no_array(path: Any, problem: str, spec: Any, subject: str) -> ValueError:
+    where = jax.tree_util.keystr(path, simple=True, separator="/")
+    return ValueError(
+        explain(
+            subject,
+            f"feature {where!r} {problem}.",
+            shape=getattr(spec, "shape", None),
+            dtype=getattr(spec, "dtype", type(spec).__name__),
+            fix=f"leave it out with exclude_keys={{{where.split('/')[0]!r}}}, or turn it into"
+            " numbers of one shape with map_fn",
         )
-    return jax.ShapeDtypeStruct(tensor.shape, jax.dtypes.canonicalize_dtype(dtype))
+    )
 
 
 def narrowed(column: np.ndarray, dtype: np.dtype, where: Callable[[int], str]) -> np.ndarray:

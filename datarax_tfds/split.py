@@ -1,24 +1,28 @@
 """Where the records of a split are: found among prepared datasets, prepared, or refused."""
 
+import dataclasses
 import fcntl
+import functools
 import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datarax_tfds.config import TFDSEagerConfig
+from datarax_tfds.array_record import ArrayRecordFile
+from datarax_tfds.config import AnyConfig
 from datarax_tfds.errors import DataLossError, DatasetNotFoundError
-from datarax_tfds.files import ArrayRecordFile, Piece, RecordFiles, TFRecordFile
+from datarax_tfds.files import Piece, RecordFile, RecordFiles
+from datarax_tfds.offset_index import record_starts
+from datarax_tfds.tfrecord import TFRecordFile
 from sharding.messages import explain
 
 # What may name a dataset: no path leads out of data_dir, no builder argument comes in.
 _NAME = re.compile(r"\w+(/[\w.+-]*\w[\w.+-]*)?(:[\w.*]+)?", re.ASCII)
-_FORMATS = {"tfrecord": TFRecordFile, "array_record": ArrayRecordFile}
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +47,7 @@ class Split:
         return len(self.files)
 
 
-def open_split(config: TFDSEagerConfig) -> Split:
+def open_split(config: AnyConfig) -> Split:
     """Finds a split on disk, prepares its dataset where that is allowed, or refuses.
 
     Reads metadata only; TensorFlow is not imported unless the dataset has to be prepared.
@@ -67,12 +71,13 @@ def open_split(config: TFDSEagerConfig) -> Split:
     info = _builder(config).info
     ranges = _ranges(info, str(config.split), subject)
     file_format = info.file_format.value
-    if file_format not in _FORMATS:
+    formats = {"tfrecord": _tfrecord_opener(), "array_record": ArrayRecordFile}
+    if file_format not in formats:
         raise ValueError(
             explain(
                 subject,
                 f"the dataset is prepared as {file_format}, which is not read here.",
-                formats=", ".join(_FORMATS),
+                formats=", ".join(formats),
                 fix="prepare it again with"
                 " download_and_prepare_kwargs={'file_format': 'array_record'}",
             )
@@ -86,12 +91,17 @@ def open_split(config: TFDSEagerConfig) -> Split:
         dataset=info.full_name,
         ranges="+".join(f"{name}[{start}:{stop}]" for name, start, stop in ranges),
         fingerprint=_fingerprint(pieces, subject),
-        files=RecordFiles(pieces, _FORMATS[file_format]),
+        files=RecordFiles(pieces, formats[file_format]),
         info=info,
     )
 
 
-def _builder(config: TFDSEagerConfig) -> Any:
+def _tfrecord_opener() -> Callable[[Path], RecordFile]:
+    starts = functools.cache(record_starts)  # a file that is closed and opened again keeps them
+    return lambda path: TFRecordFile(path, starts(path))
+
+
+def _builder(config: AnyConfig) -> Any:
     """The TFDS builder of a prepared dataset, from its files where they are there."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import read_only_builder
@@ -118,9 +128,34 @@ def _builder(config: TFDSEagerConfig) -> Any:
         )
     builder = tfds.builder(str(config.name), data_dir=data_dir, try_gcs=config.try_gcs)
     with _only_preparer(Path(builder.data_dir), subject):
-        builder.download_and_prepare(**(config.download_and_prepare_kwargs or {}))
+        builder.download_and_prepare(**_prepare_options(config))
     # Opened anew: a builder that found the work done by another knows nothing of its splits.
     return tfds.builder_from_directory(builder.data_dir)
+
+
+def _prepare_options(config: AnyConfig) -> dict[str, Any]:
+    """The arguments of `download_and_prepare`, Beam's workers among them."""
+    import tensorflow_datasets as tfds
+
+    options = dict(config.download_and_prepare_kwargs or {})
+    if config.beam_num_workers is None:
+        return options
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore
+    except ImportError as error:
+        raise ImportError(
+            explain(
+                f"{config.name}:{config.split}",
+                "beam_num_workers is set, and Apache Beam is not installed.",
+                beam_num_workers=config.beam_num_workers,
+                fix="pip install 'datarax-tfds[beam]', or leave beam_num_workers out",
+            )
+        ) from error
+    download = options.get("download_config") or tfds.download.DownloadConfig()
+    beam = PipelineOptions(
+        direct_num_workers=config.beam_num_workers, direct_running_mode="multi_processing"
+    )
+    return options | {"download_config": dataclasses.replace(download, beam_options=beam)}
 
 
 @contextmanager

@@ -26,9 +26,9 @@ class Identity:
         fingerprint: Digest of the names, lengths and sizes of the files.
         features: Digest of the names, dtypes and shapes of a record's arrays.
         shuffle: Whether the records come in random order.
-        seed: That of the order; absent without `shuffle`.
+        seed: Of the order, and of a random `map_fn`; absent without either.
         remainder: What happens at the end of an epoch.
-        order: The version of the algorithm that orders the records.
+        order: The version of the algorithm that orders the records, with all that it depends on.
     """
 
     dataset: str
@@ -39,7 +39,7 @@ class Identity:
     shuffle: bool
     seed: int | None
     remainder: Remainder = "wrap"
-    order: int = order.VERSION
+    order: int | str = order.VERSION
 
 
 def saved(cursor: Cursor, identity: Identity) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from benchmark_data import InMemory
 from benchmarking import Comparison, duration, in_turn, show
 
 from datarax_tfds import Pipeline, TFDSEagerConfig, TFDSEagerSource, batch_sharding, make_mesh
@@ -110,16 +111,9 @@ def cost_in_the_length(options: Options) -> Iterator[Comparison]:
 
 def batch_at(length: int) -> Callable[[jax.Array], Any]:
     """`get_batch_at` over that many records, too many to write to disk for this."""
-
-    class Numbers:
-        spec = {"number": jax.ShapeDtypeStruct((), np.int32)}  # noqa: RUF012
-
-        def read(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
-            return {"number": numbers.astype(np.int32)}
-
     one = batch_sharding(make_mesh({"data": 1}, devices=jax.devices()[:1]))
-    reader: Any = Numbers()
-    records = EagerRecords(reader, length, batch=one, layout="auto", subject="numbers")
+    reader: Any = InMemory(number=np.arange(length, dtype=np.int32))
+    records = EagerRecords(reader, batch=one, layout="auto")
     order = Order(length, seed=0)
 
     def at(start: jax.Array) -> Any:
@@ -137,7 +131,7 @@ def memory(name: str, options: Options) -> dict[str, int]:
     before = status("VmRSS")
     source = eager(name, options)
     peak = status("VmHWM") - before
-    rows = sum(part.nbytes for part in jax.tree.leaves(source.records.fetch(np.arange(1))[0]))
+    rows = sum(part.nbytes for part in jax.tree.leaves(source.data))
     return {"peak": peak, "rows": rows}
 
 

@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from benchmark_data import InMemory
 from benchmarking import Comparison, in_turn, show
 from jax.sharding import AxisType
 
 from datarax_tfds.eager_records import EagerRecords
+from datarax_tfds.selection import Chosen
 from sharding import batch_sharding, global_batch, make_mesh, storage_sharding, take_rows
 
 DEVICES = 8
@@ -30,30 +32,21 @@ class Options:
     steps: int = 50  # batches a round
 
 
-class Images:
-    """Records made in memory, in place of a split on disk."""
-
-    def __init__(self, shape: tuple[int, ...]):
-        self.spec = {"image": jax.ShapeDtypeStruct(shape, np.uint8)}
-        self.rows = np.random.default_rng(0).integers(0, 256, (RECORDS, *shape), np.uint8)
-
-    def read(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
-        return {"image": self.rows[numbers]}
-
-
 def gathers(options: Options) -> Iterator[Comparison]:
     for shape in ((28, 28, 1), (32, 32, 3), (64, 64, 3)):
-        images: Any = Images(shape)
+        images = np.random.default_rng(0).integers(0, 256, (RECORDS, *shape), np.uint8)
+        reader: Any = InMemory(image=images)
         for axes in ({"data": 8}, {"data": 4, "model": 2}):
             batch = batch_sharding(make_mesh(axes))
-            records = EagerRecords(images, RECORDS, batch=batch, layout="sharded", subject="images")
+            records = EagerRecords(reader, batch=batch, layout="sharded")
             storage = storage_sharding(batch, "sharded")
-            plain = global_batch(lambda part, rows=images.rows: rows[part], RECORDS, storage)
+            plain = global_batch(lambda part, images=images: images[part], RECORDS, storage)
             take = jax.jit(lambda rows, numbers: rows[numbers], out_shardings=batch)
             for size in (256, 1024):
                 order = np.random.default_rng(1).permutation(RECORDS).astype(np.int32)
                 batches = order[: RECORDS // size * size].reshape(-1, size)
-                assert np.array_equal(records.take(batches[0])["image"], images.rows[batches[0]])
+                ours = lambda numbers, records=records: records.take(Chosen(numbers, 0, 0))  # noqa: E731
+                assert np.array_equal(ours(batches[0])["image"], images[batches[0]])
 
                 def run(take: Callable[[np.ndarray], Any], batches: np.ndarray = batches) -> None:
                     for step in range(options.steps):
@@ -61,7 +54,7 @@ def gathers(options: Options) -> Iterator[Comparison]:
 
                 yield in_turn(
                     f"{'x'.join(map(str, shape))} bytes, batch {size}, mesh {axes}",
-                    partial(run, records.take),
+                    partial(run, ours),
                     partial(run, partial(take, plain)),
                     target=1.5,
                     rounds=options.rounds,

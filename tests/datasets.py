@@ -1,5 +1,7 @@
 """Small real TFDS datasets, written to disk in about a second each."""
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,10 +64,34 @@ def write(data_dir: Path, name: str, *, file_format: str = "tfrecord", shards: i
 def write_all(data_dir: Path) -> None:
     write(data_dir, "tiny", shards=4)
     write(data_dir, "tiny_array", file_format="array_record", shards=4)
+    write(data_dir, "tiny_one")
+    write_uneven(data_dir)
     write(data_dir, "dtypes")
     write(data_dir, "text")
     write(data_dir, "mask")
     write_pair(data_dir)
+
+
+def write_uneven(data_dir: Path) -> None:
+    """The tiny dataset again, in files of very different length."""
+    import tensorflow as tf
+
+    source, target = data_dir / "tiny_one" / "1.0.0", data_dir / "tiny_uneven" / "1.0.0"
+    target.mkdir(parents=True)
+    shutil.copy(source / "features.json", target)
+    lengths = {"train": [1, 0, 90, 6], "test": [TINY_TEST]}
+    info = json.loads((source / "dataset_info.json").read_text().replace("tiny_one", "tiny_uneven"))
+    for split in info["splits"]:
+        split["shardLengths"] = [str(length) for length in lengths[split["name"]]]
+        path = source / f"tiny_one-{split['name']}.tfrecord-00000-of-00001"
+        records = iter(tf.data.TFRecordDataset(str(path)))
+        count = len(lengths[split["name"]])
+        for shard, length in enumerate(lengths[split["name"]]):
+            name = f"tiny_uneven-{split['name']}.tfrecord-{shard:05}-of-{count:05}"
+            with tf.io.TFRecordWriter(str(target / name)) as writer:
+                for _ in range(length):
+                    writer.write(next(records).numpy())
+    (target / "dataset_info.json").write_text(json.dumps(info))
 
 
 def write_pair(data_dir: Path) -> None:

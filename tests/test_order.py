@@ -10,7 +10,8 @@ from grain.experimental import index_shuffle as grains
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datarax_tfds.order import Order, epoch_key, index_shuffle
+from datarax_tfds.hashing import epoch_key
+from datarax_tfds.order import Order, index_shuffle
 
 GOLDEN = Path(__file__).parent / "golden"
 NEIGHBOURS = sorted({2**power + offset for power in range(1, 21) for offset in (-1, 0, 1)})

@@ -1,0 +1,106 @@
+"""Which record comes next where small reads are slow: blocks in random order, records near them."""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from datarax_tfds.hashing import record_keys
+from datarax_tfds.order import Order
+
+_VERSION = 1  # changes whenever the same fields would give another order
+
+
+@dataclass(frozen=True)
+class BlockOrder:
+    """An order in which records are read by blocks of consecutive numbers.
+
+    The records `[k * block_size, (k + 1) * block_size)` are block k; the last may be short. In each
+    epoch the blocks come in random order, and `window // block_size` of them at a time are dealt
+    out like as many packs of cards: one record of each in turn, each block in random order.
+
+    So the records at equal places of consecutive rounds come from the same blocks: where the
+    batch size divides the number of blocks in a window, each process reads blocks of its own
+    and no others.
+
+    A pure function of its fields, as `Order` is, and with the same use.
+
+    Args:
+        length: Number of records N.
+        seed: In `[0, 2**32)`.
+        block_size: Records that are read in one go.
+        window: Records among which the order is random: `shuffle_buffer_size`.
+    """
+
+    length: int
+    seed: int
+    block_size: int
+    window: int
+
+    @property
+    def version(self) -> str:
+        """Of the algorithm, with what else fixes the order, as it is saved."""
+        return f"blocks of {self.block_size} in windows of {self._lanes} blocks, {_VERSION}"
+
+    def span(self, epoch: int, start: int, stop: int, stride: int = 0) -> np.ndarray:  # noqa: ARG002
+        """The numbers of the records at positions `[start, stop)` of an epoch: as `Order.span`."""
+        parts = [np.empty(0, np.int64)]
+        while start < stop:
+            window = self._window_at(epoch, start)
+            first = self._window_start(epoch, window)
+            part = _dealt(self, epoch, window)[start - first : stop - first]
+            parts.append(part)
+            start += len(part)
+        return np.concatenate(parts)
+
+    @property
+    def _lanes(self) -> int:
+        """How many blocks are dealt out at a time."""
+        return max(1, self.window // self.block_size)
+
+    @property
+    def _missing(self) -> int:
+        """Records that the last block has fewer than the others."""
+        return -self.length % self.block_size
+
+    def _short_place(self, epoch: int) -> int:
+        """Where the last block comes, if it is short: anywhere, so that its records do."""
+        full = self.length // self.block_size
+        key = int(record_keys(self.seed, epoch, np.array([2**61]))[0, 0])
+        return key % (full + 1) if self._missing else full + 1
+
+    def _window_start(self, epoch: int, window: int) -> int:
+        place = window * self._lanes
+        missing = self._missing if self._short_place(epoch) < place else 0
+        return place * self.block_size - missing
+
+    def _window_at(self, epoch: int, position: int) -> int:
+        behind = (self._short_place(epoch) + 1) * self.block_size - self._missing
+        if position >= behind:
+            position += self._missing
+        return position // (self.block_size * self._lanes)
+
+    def _blocks(self, epoch: int, start: int, stop: int) -> np.ndarray:
+        """The blocks at places `[start, stop)` of an epoch's sequence of blocks."""
+        full = self.length // self.block_size
+        short = self._short_place(epoch)
+        places = np.arange(start, min(stop, full + bool(self._missing)))
+        blocks = np.full(len(places), full)
+        others = places[places != short] - (places[places != short] > short)
+        if len(others):
+            order = Order(full, self.seed)
+            blocks[places != short] = order.span(epoch, int(others[0]), int(others[-1]) + 1)
+        return blocks
+
+
+@functools.lru_cache(maxsize=4)  # the window in use, the next, and those of an evaluation set
+def _dealt(order: BlockOrder, epoch: int, window: int) -> np.ndarray:
+    """The numbers of one window, in their order."""
+    first = window * order._lanes
+    blocks = order._blocks(epoch, first, first + order._lanes)
+    numbers = blocks[:, None] * order.block_size + np.arange(order.block_size)
+    keys = record_keys(order.seed, epoch, numbers).astype(np.int64)
+    ranks = keys[..., 0] << 32 ^ keys[..., 1]
+    ranks[numbers >= order.length] = np.iinfo(np.int64).max
+    dealt = np.take_along_axis(numbers, ranks.argsort(axis=1, kind="stable"), axis=1).T.ravel()
+    return dealt[dealt < order.length]

@@ -1,0 +1,55 @@
+"""Keys that look random and are the same on every host: by hash of seed, epoch and number."""
+
+from typing import Any
+
+import numpy as np
+
+_WORD = 0xFFFFFFFF
+
+
+def epoch_key(seed: int, epoch: int) -> int:
+    """The 32-bit key of one epoch: `jax.random.fold_in` of both, its first word.
+
+    A hash, so that no seed in one epoch is another seed in the next, as with `seed + epoch`.
+    """
+    return threefry_2x32((0, seed), (0, epoch))[0]
+
+
+def record_keys(seed: int, epochs: Any, numbers: np.ndarray) -> np.ndarray:
+    """Two 32-bit words for each record in an epoch, whatever its place in the order.
+
+    Args:
+        seed: In `[0, 2**32)`.
+        epochs: One epoch, or `[n]`, from 0.
+        numbers: `[n]`, in `[0, 2**62)`.
+
+    Returns:
+        `[n, 2]` int32.
+    """
+    # The highest bit keeps these keys apart from those of epochs.
+    numbers = numbers.astype(np.int64)
+    counters = numbers >> 32 | 1 << 31, numbers & _WORD
+    words = threefry_2x32((seed, epochs), counters)
+    return np.stack(words, axis=-1).astype(np.uint32).view(np.int32)
+
+
+def threefry_2x32(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Threefry-2x32 of 20 rounds (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3",
+    2011): what `jax.random` computes on a device, here on the host.
+
+    Args:
+        key: Two words below 2**32, as integers or int64 arrays.
+        counter: Two words more.
+
+    Returns:
+        Two words below 2**32, likewise.
+    """
+    keys = (*key, key[0] ^ key[1] ^ 0x1BD11BDA)
+    x, y = (counter[0] + keys[0]) & _WORD, (counter[1] + keys[1]) & _WORD
+    for group in range(5):
+        for rotation in ((13, 15, 26, 6), (17, 29, 16, 24))[group % 2]:
+            x = (x + y) & _WORD
+            y = ((y << rotation | y >> (32 - rotation)) & _WORD) ^ x
+        x = (x + keys[(group + 1) % 3]) & _WORD
+        y = (y + keys[(group + 2) % 3] + group + 1) & _WORD
+    return x, y

@@ -1,0 +1,172 @@
+"""The two sources: records on the devices, and records left on disk."""
+
+import logging
+import math
+from typing import Any, NoReturn, final
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import NamedSharding
+from tqdm import tqdm
+
+from datarax_tfds.block_order import BlockOrder
+from datarax_tfds.config import TFDSEagerConfig, TFDSStreamingConfig
+from datarax_tfds.eager_records import EagerRecords
+from datarax_tfds.order import Order, index_shuffle
+from datarax_tfds.records import RecordReader
+from datarax_tfds.source import Source, key_word
+from datarax_tfds.streaming_records import StreamingRecords
+from sharding.messages import explain
+
+_log = logging.getLogger(__name__)
+
+_PROGRESS_DELAY_S = 2.0
+
+
+@final
+class TFDSEagerSource(Source[EagerRecords]):
+    """All records of a split on the devices, served in order or shuffled, as pure JAX.
+
+    Global batch k is the same, bit for bit, on any mesh, number of processes and device order,
+    and after any resume. The records are read once, at construction, by each process those that
+    its devices hold; they are no part of the state, of `nnx.split` or of a checkpoint, and no
+    transformation copies them.
+
+        source = TFDSEagerSource(TFDSEagerConfig(name="mnist", split="train", shuffle=True))
+        batch = source.get_batch(32)    # {"image": uint8[32, 28, 28, 1], "label": int32[32]}
+
+    Args:
+        config: What to read.
+        rngs: Kept as `rngs`, for callers that hand streams around. The order is that of
+            `config.seed`.
+        name: For messages; `TFDSEagerSource(dataset:split)` where absent.
+        sharding: How batches lie on a mesh; one device where absent.
+
+    Attributes:
+        index: The next position to hand out, in `[0, N)`, as an `nnx.Variable`.
+        epoch: The epoch of that position, from 0, as an `nnx.Variable`.
+        length: Number of records N.
+
+    Raises:
+        ValueError: A feature that no array can hold, records that do not fit the devices, or a
+            split that the dataset does not have.
+        DatasetNotFoundError: The dataset is not prepared and may not be.
+        DataLossError: The files are not what their metadata say.
+    """
+
+    def __init__(
+        self,
+        config: TFDSEagerConfig,
+        *,
+        rngs: nnx.Rngs | None = None,
+        name: str | None = None,
+        sharding: NamedSharding | None = None,
+    ):
+        super().__init__(config, rngs=rngs, name=name, sharding=sharding)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """All records in stored order, `[N, ...]`: a copy, made anew at each access.
+
+        Where the records are sharded, rows of zeros fill up the last shards.
+        """
+        return self.records.arrays()
+
+    def _opened(self, reader: RecordReader) -> EagerRecords:
+        return EagerRecords(reader, batch=self.sharding, layout=self.config.layout)
+
+    def _ordered(self, shuffle: bool) -> Order:
+        return Order(self.length, self._seed if shuffle else None)
+
+    def _taken_within(self, positions: jax.Array, key: jax.Array | None) -> dict[str, Any]:
+        places = positions % self.length
+        if key is None:
+            epochs = jnp.asarray(self.epoch.get_value(), jnp.int32) + positions // self.length
+            return self.records.take_traced(
+                self._ordered(self.is_random_order).numbers(epochs, places)
+            )
+        if self.is_random_order:
+            places = index_shuffle(places, self.length, key_word(key))
+        return self.records.take_traced(places)
+
+
+@final
+class TFDSStreamingSource(Source[StreamingRecords]):
+    """The records of a split of any size, left on disk and decoded ahead of their use.
+
+    The same batches as of a `TFDSEagerSource`, bit for bit, and the same state: a run may begin
+    with one and go on with the other. Any record is read at once from its place in its file, so
+    that the shuffle is of the whole split, and a resume costs the same anywhere.
+
+        source = TFDSStreamingSource(
+            TFDSStreamingConfig(name="imagenet2012", split="train", shuffle=True, map_fn=crop)
+        )
+        for batch in Pipeline(source=source, batch_size=1024):
+            train_step(batch)
+
+    `for record in source` takes what no batch can hold, too: text as bytes, images each of a shape
+    of its own.
+
+    Args:
+        config: What to read.
+        rngs: Kept as `rngs`, for callers that hand streams around. The order is that of
+            `config.seed`.
+        name: For messages; `TFDSStreamingSource(dataset:split)` where absent.
+        sharding: How batches lie on a mesh; one device where absent.
+
+    Attributes:
+        index: The next position to hand out, in `[0, N)`, as an `nnx.Variable`.
+        epoch: The epoch of that position, from 0, as an `nnx.Variable`.
+        length: Number of records N.
+
+    Raises:
+        ValueError: A split that the dataset does not have, a key or `map_fn` that cannot be, or a
+            feature that is no array even in one record.
+        DatasetNotFoundError: The dataset is not prepared and may not be.
+        DataLossError: The files are not what their metadata say.
+    """
+
+    def __init__(
+        self,
+        config: TFDSStreamingConfig,
+        *,
+        rngs: nnx.Rngs | None = None,
+        name: str | None = None,
+        sharding: NamedSharding | None = None,
+    ):
+        super().__init__(config, rngs=rngs, name=name, sharding=sharding)
+
+    def _opened(self, reader: RecordReader) -> StreamingRecords:
+        checked = reader.files.check(jax.process_index(), jax.process_count())
+        for _ in tqdm(
+            checked,
+            desc=f"{self.name}: finding records",
+            unit=" files",
+            delay=_PROGRESS_DELAY_S,
+            disable=None if jax.process_index() == 0 else True,
+        ):
+            pass
+        if self.config.access == "sequential":
+            # The blocks of the window in use, and those of the next, which is read ahead.
+            blocks = 2 * math.ceil(self.config.shuffle_buffer_size / self.config.block_size)
+            reader.read_blocks(self.config.block_size, kept=blocks)
+        return StreamingRecords(
+            reader, batch=self.sharding, prefetch_buffer=self.config.prefetch_buffer
+        )
+
+    def _taken_within(self, positions: jax.Array, key: jax.Array | None) -> NoReturn:
+        raise NotImplementedError(
+            explain(
+                self.name,
+                "a stream cannot be read within a compiled function.",
+                fix="take the batch outside and pass it in, or use a TFDSEagerSource",
+            )
+        )
+
+    def _ordered(self, shuffle: bool) -> Order | BlockOrder:
+        if shuffle and self.config.access == "sequential":
+            return BlockOrder(
+                self.length, self._seed, self.config.block_size, self.config.shuffle_buffer_size
+            )
+        return Order(self.length, self._seed if shuffle else None)
