@@ -12,7 +12,7 @@ from datarax_tfds.cursor import Cursor
 from datarax_tfds.errors import DataLossError, DatasetNotFoundError, StateMismatchError
 from datarax_tfds.pipeline import Pipeline
 from datarax_tfds.prefetch import prefetch_to_device
-from datarax_tfds.tfds_source import TFDSEagerSource, TFDSStreamingSource
+from datarax_tfds.tfds_source import TFDSEagerSource, TFDSStreamingSource, from_tfds
 from sharding import batch_sharding, global_batch, initialize, make_mesh
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "TFDSStreamingConfig",
     "TFDSStreamingSource",
     "batch_sharding",
+    "from_tfds",
     "global_batch",
     "initialize",
     "make_mesh",

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -59,28 +60,27 @@ class Decoder:
         keys_spec = [tf.TensorSpec([2], tf.int32)] if self.stochastic else []
 
         if map_fn is None:
-            self.outputs = parts.renamed(parts.columns_spec | parts.record_spec)
+            self.outputs = parts.nested(parts.plain_spec | parts.record_spec)
 
             def decoded(each: _Each, serialized: Any) -> dict[str, Any]:
-                columns = parts.columns(serialized, each)
+                plain, encoded = parts.columns(serialized)
                 if parts.record_spec:
-                    columns |= each(parts.record, (serialized,), parts.record_spec)
-                return parts.renamed(columns)
+                    plain |= each(parts.record, encoded, parts.record_spec)
+                return parts.nested(plain)
 
             decode: Callable[..., Any] = decoded
         else:
             mapped = tf.function(map_fn)  # in which TensorFlow rewrites `if` and `for` on tensors
 
-            def record_of(serialized: Any, columns: dict[str, Any], *key: Any) -> Any:
-                record = mapped(parts.renamed(columns | parts.record(serialized)), *key)
-                return tf.nest.map_structure(tf.convert_to_tensor, record)
+            def record_of(encoded: Any, plain: dict[str, Any], *key: Any) -> Any:
+                return mapped(parts.nested(plain | parts.record(*encoded)), *key)
 
-            inputs = [tf.TensorSpec([], tf.string), parts.columns_spec, *keys_spec]
+            inputs = [parts.encoded_spec, parts.plain_spec, *keys_spec]
             self.outputs = _traced_map(lambda: _spec_of(tf, record_of, *inputs), subject)
 
             def mapped_too(each: _Each, serialized: Any, *keys: Any) -> dict[str, Any]:
-                inputs = (serialized, parts.columns(serialized, each), *keys)
-                return each(record_of, inputs, self.outputs)
+                plain, encoded = parts.columns(serialized)
+                return each(record_of, (encoded, plain, *keys), self.outputs)
 
             decode = mapped_too
 
@@ -93,9 +93,9 @@ class Decoder:
         self.Error: type[Exception] = tf.errors.OpError
         self._tf = tf
         self._looped = compiled(None, functools.partial(_looped, tf))
-        self._unrolled = functools.cache(
-            lambda length: compiled(length, functools.partial(_unrolled, tf, length))
-        )
+        self._unrolled: dict[int, Callable[..., Any]] = {}
+        self._compiled = lambda length: compiled(length, functools.partial(_unrolled, tf, length))
+        self._lock = threading.Lock()
 
     def __call__(self, records: Sequence[bytes], keys: np.ndarray | None = None) -> dict[str, Any]:
         """Decodes records.
@@ -111,17 +111,28 @@ class Decoder:
         inputs = [self._tf.constant(records, self._tf.string)]
         if self.stochastic:
             inputs.append(self._tf.constant(keys))
-        count = len(records)
-        decode = self._unrolled(count) if count in DECODED_TOGETHER else self._looped
+        decode = self._graph(len(records))
         return self._tf.nest.map_structure(np.asarray, decode(*inputs))
+
+    def _graph(self, length: int) -> Callable[..., Any]:
+        if length not in DECODED_TOGETHER:
+            return self._looped
+        with self._lock:  # compiled by the first thread that needs it, while the others wait
+            if length not in self._unrolled:
+                self._unrolled[length] = self._compiled(length)
+            return self._unrolled[length]
 
 
 class _Parts:
-    """A record in two parts: features that are columns of the file, and those that need all of it.
+    """A record in parts: numbers, which are columns of the file; images and such, which are columns
+    of bytes; and features that need all of the record.
+
+    Leaves go by their paths, as `objects/label`.
 
     Attributes:
-        columns_spec: Type specs of the first, by feature.
-        record_spec: Those of the second.
+        plain_spec: Type specs of the numbers.
+        encoded_spec: Those of what is still to be decoded: the record, and its columns of bytes.
+        record_spec: Those of what `record` makes of it.
     """
 
     def __init__(
@@ -152,45 +163,70 @@ class _Parts:
         self._tf = tf
         self._selected = selected
         self._decoders = decoders
+        self._features = features
         self._columns = only(columns)
         self._others = only(read - columns)
-        self.columns_spec: dict[str, Any] = self._columns.get_tensor_spec()
-        self.record_spec: dict[str, Any] = self._others.get_tensor_spec()
+        leaves = _leaves(self._columns)
+        self._plain = {
+            path: leaf
+            for path, leaf in leaves.items()
+            if isinstance(leaf, tfds.features.Tensor) and _stored_dtype(leaf) != tf.string
+        }
+        self._encoded = {path: leaf for path, leaf in leaves.items() if path not in self._plain}
+
+        text = tf.TensorSpec([], tf.string)
+        self.plain_spec = {path: leaf.get_tensor_spec() for path, leaf in self._plain.items()}
+        self.encoded_spec = (text, dict.fromkeys(self._encoded, text))
+        self.record_spec = {path: leaf.get_tensor_spec() for path, leaf in self._encoded.items()}
         if decoders:  # of which only tracing tells what they return
-            self.record_spec = _spec_of(tf, self.record, tf.TensorSpec([], tf.string))
+            self.record_spec = _spec_of(tf, self.record, *self.encoded_spec)
+        else:
+            self.record_spec |= self._others.get_tensor_spec()
 
-    def columns(self, serialized: Any, each: _Each) -> dict[str, Any]:
-        """The first part of all records, `[n, ...]`."""
-        if not self.columns_spec:
-            return {}
-        parsed = self._tf.io.parse_example(serialized, self._columns.tf_example_spec)
-        return self._decoded(self._columns, parsed, "", each)
-
-    def record(self, serialized: Any) -> dict[str, Any]:
-        """The second part of one record."""
-        if not len(self._others):
-            return {}
-        return self._others.deserialize_example(serialized, decoders=self._decoders)
-
-    def renamed(self, columns: Mapping[str, Any]) -> dict[str, Any]:
-        """By the names that users see."""
-        return {name: columns[key] for name, key in self._selected.items()}
-
-    def _decoded(self, features: Any, parsed: Mapping[str, Any], path: str, each: _Each) -> Any:
-        import tensorflow_datasets as tfds
-
-        columns = {}
-        for name, feature in features.items():
-            if isinstance(feature, tfds.features.FeaturesDict):
-                columns[name] = self._decoded(feature, parsed, f"{path}{name}/", each)
-                continue
+    def columns(self, serialized: Any) -> tuple[dict[str, Any], Any]:
+        """All records `[n]`: their numbers `[n, ...]`, and what is still to be decoded."""
+        spec = self._columns.tf_example_spec
+        parsed = self._tf.io.parse_example(serialized, spec) if spec else {}
+        plain = {
             # TFRecord keeps integers and bool as int64, floats as float32.
-            column = self._tf.cast(parsed[f"{path}{name}"], feature.get_serialized_info().tf_dtype)
-            if isinstance(feature, tfds.features.Tensor) and column.dtype != self._tf.string:
-                columns[name] = feature.decode_batch_example(column)
-            else:
-                columns[name] = each(feature.decode_example, (column,), feature.get_tensor_spec())
-        return columns
+            path: leaf.decode_batch_example(self._tf.cast(parsed[path], _stored_dtype(leaf)))
+            for path, leaf in self._plain.items()
+        }
+        return plain, (serialized, {path: parsed[path] for path in self._encoded})
+
+    def record(self, serialized: Any, encoded: Mapping[str, Any]) -> dict[str, Any]:
+        """What is still to be decoded of one record."""
+        decoded = {path: leaf.decode_example(encoded[path]) for path, leaf in self._encoded.items()}
+        if len(self._others):
+            decoded |= self._others.deserialize_example(serialized, decoders=self._decoders)
+        return decoded
+
+    def nested(self, leaves: Mapping[str, Any]) -> dict[str, Any]:
+        """As the features are, by the names that users see."""
+
+        def grown(feature: Any, path: str) -> Any:
+            if path in leaves:
+                return leaves[path]
+            return {name: grown(part, f"{path}/{name}") for name, part in feature.items()}
+
+        return {name: grown(self._features[key], key) for name, key in self._selected.items()}
+
+
+def _leaves(features: Any, prefix: str = "") -> dict[str, Any]:
+    """The features within nested dicts, by their paths."""
+    import tensorflow_datasets as tfds
+
+    leaves = {}
+    for name, feature in features.items():
+        if isinstance(feature, tfds.features.FeaturesDict):
+            leaves |= _leaves(feature, f"{prefix}{name}/")
+        else:
+            leaves[f"{prefix}{name}"] = feature
+    return leaves
+
+
+def _stored_dtype(leaf: Any) -> Any:
+    return leaf.get_serialized_info().tf_dtype
 
 
 def _is_column(feature: Any) -> bool:
@@ -239,11 +275,12 @@ def _traced_map(trace: Callable[[], Any], subject: str) -> dict[str, Any]:
     except Exception as error:  # whatever the user's code raises
         # TensorFlow quotes that code; the last line is what was raised there.
         raised = "".join(str(error).strip().splitlines()[-1:]).strip()
+        kind = type(error).__name__
         raise ValueError(
             explain(
                 subject,
                 "TensorFlow cannot trace map_fn.",
-                error=f"{type(error).__name__}: {raised}",
+                error=raised if raised.startswith(kind) else f"{kind}: {raised}",
                 fix=fix,
             )
         ) from error

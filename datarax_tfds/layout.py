@@ -13,7 +13,7 @@ import sharding
 from datarax_tfds import config
 from sharding.messages import explain
 
-_EASY_SHARE = 0.1  # of the fullest device, up to which `auto` replicates
+EASY_SHARE = 0.1  # of a device's free memory, which leaves the rest to the model
 
 
 def choose_layout(
@@ -39,7 +39,7 @@ def choose_layout(
     }
     chosen: sharding.Layout
     if layout == "auto":
-        easy = devices == 1 or needed["replicated"] <= _EASY_SHARE * free
+        easy = devices == 1 or needed["replicated"] <= EASY_SHARE * free
         chosen = "replicated" if easy else "sharded"
     else:
         chosen = layout
@@ -55,6 +55,11 @@ def choose_layout(
             )
         )
     return chosen
+
+
+def memory_share(rows: int, row_bytes: int, batch: NamedSharding) -> float:
+    """Which part of the free memory of the fullest device rows take, cut over all devices."""
+    return math.ceil(rows / batch.mesh.size) * row_bytes / max(_free_bytes(batch), 1)
 
 
 def _free_bytes(batch: NamedSharding) -> int:

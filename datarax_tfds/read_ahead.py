@@ -46,3 +46,9 @@ class ReadAhead(Generic[Work]):
             _, unwanted = self._under_way.popitem(last=False)
             unwanted.cancel()
         return work
+
+    def clear(self) -> None:
+        """Gives up what is under way."""
+        for unwanted in self._under_way.values():
+            unwanted.cancel()
+        self._under_way.clear()

@@ -68,7 +68,7 @@ class AtCursor:
         ]
         start, stop, _ = rows.indices(self.batch_size)
         padding = stop - start - sum(map(len, parts))
-        if padding:
+        if padding or not parts:
             parts.append(np.full(padding, self.schedule.length))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 

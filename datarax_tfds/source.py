@@ -87,7 +87,7 @@ class Source(nnx.Module, Generic[Opened]):
         self.config = nnx.static(config)
         self.rngs = rngs
         self.name = name or f"{type(self).__name__}({config.name}:{config.split})"
-        self.sharding = nnx.static(_resolved(sharding, self.name))
+        self.sharding = nnx.static(resolved_sharding(sharding, self.name))
         split = open_split(config)
         self._info = nnx.static(split.info)
         self.length = len(split)
@@ -309,7 +309,7 @@ class Source(nnx.Module, Generic[Opened]):
         return Chosen(numbers, self.cursor.epoch, self._seed)
 
 
-def _resolved(sharding: NamedSharding | None, subject: str) -> NamedSharding:
+def resolved_sharding(sharding: NamedSharding | None, subject: str) -> NamedSharding:
     """The sharding of the batches, checked; a mesh of one device where there is none."""
     require_all_processes()
     if sharding is None:

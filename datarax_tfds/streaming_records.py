@@ -50,7 +50,12 @@ class StreamingRecords:
         require_arrays(self.spec, self._reader.subject)
         ahead = isinstance(selection, AtCursor)
         parts = self._batches(selection) if ahead else self._begin_batch(selection)
-        return global_batch(parts.stacked, selection.batch_size, self._batch)
+        try:
+            return global_batch(parts.stacked, selection.batch_size, self._batch)
+        except Exception:
+            # Whatever it was, what was read beside it is not to be trusted, nor to fail later on.
+            self._batches.clear()
+            raise
 
     def build(self, fetched: dict[str, Any]) -> dict[str, Any]:
         """The batch of what `fetch` returned: that itself."""

@@ -1,5 +1,7 @@
-"""The two sources: records on the devices, and records left on disk."""
+"""The two sources, records on the devices and records left on disk, and which suits a split."""
 
+import dataclasses
+import difflib
 import logging
 import math
 from typing import Any, NoReturn, final
@@ -13,9 +15,12 @@ from tqdm import tqdm
 from datarax_tfds.block_order import BlockOrder
 from datarax_tfds.config import TFDSEagerConfig, TFDSStreamingConfig
 from datarax_tfds.eager_records import EagerRecords
+from datarax_tfds.layout import EASY_SHARE, memory_share
 from datarax_tfds.order import Order, index_shuffle
+from datarax_tfds.packing import Packing
 from datarax_tfds.records import RecordReader
-from datarax_tfds.source import Source, key_word
+from datarax_tfds.source import Source, key_word, resolved_sharding
+from datarax_tfds.split import open_split
 from datarax_tfds.streaming_records import StreamingRecords
 from sharding.messages import explain
 
@@ -170,3 +175,81 @@ class TFDSStreamingSource(Source[StreamingRecords]):
                 self.length, self._seed, self.config.block_size, self.config.shuffle_buffer_size
             )
         return Order(self.length, self._seed if shuffle else None)
+
+
+def from_tfds(
+    name: str,
+    split: str,
+    *,
+    eager: bool | None = None,
+    rngs: nnx.Rngs | None = None,
+    sharding: NamedSharding | None = None,
+    **fields: Any,
+) -> TFDSEagerSource | TFDSStreamingSource:
+    """The source that suits a split: on the devices if it is small there, else left on disk.
+
+    Eager where the decoded records, cut over the devices of the sharding, take up to a tenth of
+    the free memory of each, if they are of one shape and the same in every epoch. The
+    log says which source was chosen, and why.
+
+        source = from_tfds("mnist", "train", shuffle=True)
+
+    Args:
+        name: Name in TFDS.
+        split: Any split that TFDS understands.
+        eager: Chooses in advance: true or false.
+        rngs: As for the sources.
+        sharding: As for the sources.
+        **fields: Those of `TFDSEagerConfig` and `TFDSStreamingConfig`; what the chosen one does not
+            have is without effect.
+
+    Raises:
+        TypeError: A field that neither config has.
+        ValueError: As the configs and the sources do; no error makes it choose the other one.
+    """
+    eager_fields = {field.name for field in dataclasses.fields(TFDSEagerConfig)}
+    streaming_fields = {field.name for field in dataclasses.fields(TFDSStreamingConfig)}
+    known = sorted(eager_fields | streaming_fields)
+    for unknown in fields.keys() - set(known):
+        near = difflib.get_close_matches(unknown, known, n=1)
+        raise TypeError(
+            explain(
+                "from_tfds",
+                f"neither config has a field {unknown!r}.",
+                fix=f"use {near[0]}" if near else f"one of {', '.join(known)}",
+            )
+        )
+
+    def own(names: set[str]) -> dict[str, Any]:
+        return {key: value for key, value in fields.items() if key in names}
+
+    # Both are checked, whichever is chosen.
+    on_devices = TFDSEagerConfig(name=name, split=split, **own(eager_fields))
+    on_disk = TFDSStreamingConfig(name=name, split=split, **own(streaming_fields))
+    if eager is None:
+        eager, reason = _suits_the_devices(on_disk, sharding)
+        choice = "eager" if eager else "streaming"
+        _log.info("from_tfds(%s:%s): %s, since %s", name, split, choice, reason)
+    if eager:
+        return TFDSEagerSource(on_devices, rngs=rngs, sharding=sharding)
+    return TFDSStreamingSource(on_disk, rngs=rngs, sharding=sharding)
+
+
+def _suits_the_devices(
+    config: TFDSStreamingConfig, sharding: NamedSharding | None
+) -> tuple[bool, str]:
+    """Whether records had better lie on the devices, and why."""
+    subject = f"from_tfds({config.name}:{config.split})"
+    reader = RecordReader(open_split(config), config, subject)
+    if not reader.holds_arrays:
+        return False, "records are not all of one shape, or hold text"
+    if reader.stochastic:
+        return False, "map_fn changes records from epoch to epoch"
+    if config.access == "sequential":
+        return False, "access is sequential"
+    row_bytes = Packing(reader.spec).row_bytes
+    share = memory_share(reader.length, row_bytes, resolved_sharding(sharding, subject))
+    size = (
+        f"{reader.length * row_bytes:,} bytes of records take {share:.1%} of each device's memory"
+    )
+    return share <= EASY_SHARE, size

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from conftest import shardings
 
-from datarax_tfds import TFDSEagerConfig, TFDSEagerSource
+from datarax_tfds import (
+    TFDSEagerConfig,
+    TFDSEagerSource,
+    TFDSStreamingConfig,
+    TFDSStreamingSource,
+)
 
 
 def config(data_dir, name, **fields):
@@ -19,9 +24,13 @@ def same_bits(value, written):
 
 
 @pytest.mark.parametrize("mesh", ["one device", "8 devices"])
-def test_every_dtype_and_rank_arrives_bit_for_bit(data_dir, mesh):
-    source = TFDSEagerSource(
-        config(data_dir, "dtypes", layout="sharded"), sharding=shardings()[mesh]
+@pytest.mark.parametrize("source", [TFDSEagerSource, TFDSStreamingSource])
+def test_every_dtype_and_rank_arrives_bit_for_bit(data_dir, source, mesh):
+    of = TFDSEagerConfig if source is TFDSEagerSource else TFDSStreamingConfig
+    fields = {"layout": "sharded"} if source is TFDSEagerSource else {}
+    source = source(
+        of(name="dtypes", split="train", data_dir=str(data_dir), **fields),
+        sharding=shardings()[mesh],
     )
     batch = jax.tree.map(np.asarray, source.get_batch(8))
     for number in range(8):

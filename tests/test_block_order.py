@@ -1,0 +1,68 @@
+"""The order for stores where small reads are slow: every record once, and anew each epoch."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datarax_tfds.block_order import BlockOrder
+
+
+@settings(deadline=None)
+@given(
+    length=st.integers(1, 3000),
+    block_size=st.integers(1, 40),
+    window=st.integers(1, 500),
+    epoch=st.integers(0, 2**31),
+    data=st.data(),
+)
+def test_an_epoch_holds_every_record_once_in_whatever_spans_it_is_read(
+    length, block_size, window, epoch, data
+):
+    order = BlockOrder(length, 7, block_size, window)
+    whole = order.span(epoch, 0, length)
+    assert np.array_equal(np.sort(whole), np.arange(length))
+    start = data.draw(st.integers(0, length))
+    stop = data.draw(st.integers(start, length))
+    assert np.array_equal(order.span(epoch, start, stop), whole[start:stop])
+
+
+def test_golden_prefix():
+    order = BlockOrder(100, seed=5, block_size=8, window=30)
+    assert order.span(0, 0, 12).tolist() == [55, 25, 88, 51, 26, 93, 49, 24, 90, 54, 31, 91]
+    assert order.version == "blocks of 8 in windows of 3 blocks, 1"
+
+
+def test_seeds_and_epochs_are_unrelated():
+    orders = [BlockOrder(10_000, seed, 8, 1000).span(epoch, 0, 10_000)
+              for seed in (0, 1) for epoch in (0, 1)]  # fmt: skip
+    for one in range(4):
+        for other in range(one):
+            assert (orders[one] == orders[other]).mean() < 0.002
+
+
+def test_a_round_takes_one_record_of_each_of_the_blocks_in_a_window():
+    order = BlockOrder(8_000, 3, block_size=8, window=1000)
+    for window in range(8):
+        blocks = order.span(0, window * 1000, (window + 1) * 1000).reshape(8, 125) // 8
+        assert len(set(blocks[0])) == 125
+        assert (blocks == blocks[0]).all()
+
+
+def test_the_last_block_comes_at_any_place():
+    """Else `drop` would leave out the same records in every epoch."""
+    places = [np.flatnonzero(BlockOrder(83, 1, 8, 16).span(epoch, 0, 83) == 82)[0]
+              for epoch in range(200)]  # fmt: skip
+    assert min(places) < 10
+    assert max(places) > 72
+    assert len(set(places)) > 25
+
+
+@pytest.mark.parametrize("processes", [2, 4, 8])
+def test_each_process_reads_blocks_of_its_own(processes):
+    """Where the batch size divides the blocks of a window: 128 of them here."""
+    batch_size, rows = 64, 64 // processes
+    order = BlockOrder(40_000, 1, block_size=8, window=1024)
+    numbers = order.span(0, 0, 40_000 // batch_size * batch_size).reshape(-1, processes, rows)
+    readers = [set(np.unique(numbers[:, process] // 8)) for process in range(processes)]
+    assert sum(map(len, readers)) < 1.05 * len(set().union(*readers))

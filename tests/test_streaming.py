@@ -1,0 +1,415 @@
+"""What a stream promises beyond the contract: what it reads, when, and how it ends."""
+
+import gc
+import logging
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import datasets
+import jax
+import numpy as np
+import pytest
+from conftest import shardings
+from contract import N, check_records, equal, ids
+from flax import nnx
+
+from datarax_tfds import (
+    DataLossError,
+    Pipeline,
+    TFDSEagerConfig,
+    TFDSEagerSource,
+    TFDSStreamingConfig,
+    TFDSStreamingSource,
+    from_tfds,
+    prefetch_to_device,
+)
+from datarax_tfds.order import Order
+from datarax_tfds.records import RecordReader
+
+SIZE = 24
+
+
+def streaming(data_dir, mesh="one device", **fields):
+    fields = {"name": "tiny", "split": "train", "shuffle": True, "seed": 5} | fields
+    config = TFDSStreamingConfig(data_dir=str(data_dir), **fields)
+    return TFDSStreamingSource(config, sharding=shardings()[mesh])
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The numbers of all records that are read, in the order in which they are."""
+    read, numbers = RecordReader.read, []
+
+    def noting(self, some, keys=None):
+        numbers.extend(some.tolist())
+        return read(self, some, keys)
+
+    monkeypatch.setattr(RecordReader, "read", noting)
+    return numbers
+
+
+def expected_ids(epochs=1):
+    return np.concatenate([Order(N, 5).span(epoch, 0, N) for epoch in range(epochs)]).tolist()
+
+
+class TestReading:
+    def test_nothing_is_read_until_it_is_asked_for(self, data_dir, reads):
+        source = streaming(data_dir)
+        source.element_spec(), len(source), Pipeline(source=source, batch_size=SIZE)
+        assert reads == []
+
+    @pytest.mark.parametrize("ahead", [0, 1, 2, 5])
+    def test_each_record_is_read_once_and_a_fixed_number_of_batches_ahead(
+        self, data_dir, reads, ahead
+    ):
+        source = streaming(data_dir, prefetch_buffer=ahead)
+        served = [number for _ in range(3) for batch in Pipeline(source=source, batch_size=SIZE)
+                  for number in ids(batch)]  # fmt: skip
+        wait_for(lambda: len(reads) == len(served) + ahead * SIZE)
+        assert sorted(reads) == sorted(expected_ids(5)[: len(reads)])
+        assert served == expected_ids(4)[: len(served)]
+
+    def test_a_jump_reads_nothing_in_between(self, data_dir, reads):
+        source = streaming(data_dir, prefetch_buffer=0)
+        batches, states = [], []
+        for batch in Pipeline(source=source, batch_size=SIZE):
+            batches.append(batch)
+            states.append(source.get_state())
+        for step in (2, 0, 3, 1):
+            reads.clear()
+            source.set_state(states[step])
+            assert equal(source.get_batch(SIZE), batches[step + 1])
+            assert len(reads) == SIZE
+
+    def test_every_host_reads_its_own_rows_only(self, data_dir, reads):
+        """On three of eight devices, that hold all rows of a batch between them; replicas once."""
+        for mesh in ("3 of the devices", "4 x 2, replicas"):
+            source = streaming(data_dir, mesh, prefetch_buffer=0)
+            reads.clear()
+            check_records(source.get_batch(SIZE))
+            assert sorted(reads) == sorted(expected_ids()[:SIZE])
+
+    def test_by_blocks_each_block_is_fetched_once(self, data_dir, monkeypatch):
+        from datarax_tfds.files import RecordFiles
+
+        read, fetched = RecordFiles.read, []
+
+        def noting(self, numbers):
+            fetched.append(numbers.tolist())
+            return read(self, numbers)
+
+        monkeypatch.setattr(RecordFiles, "read", noting)
+        source = streaming(data_dir, access="sequential", shuffle_buffer_size=30, prefetch_buffer=1)
+        served = [
+            number for batch in Pipeline(source=source, batch_size=8) for number in ids(batch)
+        ]
+        assert sorted(served[:N]) == list(range(N))
+        first_epoch = fetched[: -(-N // 8)]
+        assert sorted(sum(first_epoch, [])) == list(range(N))
+        assert all(np.all(np.diff(block) == 1) for block in fetched)
+
+    def test_batches_that_were_handed_out_stay_as_they_are(self, data_dir):
+        source = streaming(data_dir, prefetch_buffer=3)
+        batches = [source.get_batch(16) for _ in range(30)]
+        for batch in batches:
+            check_records(batch)
+
+    def test_a_stream_and_its_clone_do_not_disturb_each_other(self, data_dir, reads):
+        source = streaming(data_dir)
+        other = nnx.clone(source)
+        other.move_to(source.cursor.__class__(3, 40))
+        for _ in range(8):
+            check_records(source.get_batch(8))
+            check_records(other.get_batch(8))
+        wait_for(lambda: len(reads) == 2 * (8 + 2) * 8)
+
+
+class TestSingleRecords:
+    def test_text_and_any_shape_come_one_by_one(self, data_dir):
+        source = streaming(data_dir, name="text", shuffle=False, exclude_keys={"wide"})
+        spec = source.element_spec()
+        assert (spec["text"].dtype, spec["text"].shape) == (np.dtype(object), ())
+        assert (spec["photo"].dtype, spec["photo"].shape) == (np.uint8, (None, None, 3))
+        for number, record in enumerate(source):
+            assert record["text"] == f"number {number}".encode()
+            assert record["tokens"].tolist() == list(range(number))
+            assert record["photo"].shape == (number + 1, 2, 3)
+            assert isinstance(record["photo"], jax.Array)
+        assert number == 4
+        assert source[-1]["text"] == b"number 4"
+
+    @pytest.mark.parametrize(("feature", "problem"), [("text", "no numbers"), ("photo", "varies")])
+    def test_batches_of_them_are_refused_by_name(self, data_dir, feature, problem):
+        source = streaming(data_dir, name="text", include_keys={feature, "label"})
+        message = (
+            rf"feature '{feature}' (.|\n)*{problem}(.|\n)*fix:(.|\n)*exclude_keys(.|\n)*map_fn"
+        )
+        for read in (source.get_batch, lambda size: Pipeline(source=source, batch_size=size)):
+            with pytest.raises(ValueError, match=message):
+                read(2)
+
+
+class TestDamage:
+    """Nothing of a damaged file is handed out wrongly, and nothing is lost unseen."""
+
+    @pytest.fixture
+    def copy(self, data_dir, tmp_path):
+        for name in ("tiny", "tiny_array"):
+            shutil.copytree(data_dir / name, tmp_path / name)
+        return tmp_path
+
+    def shard(self, copy, name="tiny"):
+        kind = "tfrecord" if name == "tiny" else "array_record"
+        return copy / name / "1.0.0" / f"{name}-train.{kind}-00002-of-00004"
+
+    @pytest.mark.parametrize("name", ["tiny", "tiny_array"])
+    @pytest.mark.parametrize("damage", ["cut", "emptied", "replaced", "missing", "of no use"])
+    def test_files_are_counted_before_anything_is_handed_out(self, copy, name, damage):
+        path = self.shard(copy, name)
+        if damage == "missing":
+            path.unlink()
+        elif damage == "replaced":
+            first = path.with_name(path.name.replace("00002-", "00000-"))
+            path.write_bytes(first.read_bytes())  # of another number of records
+        else:
+            content = path.read_bytes()
+            path.write_bytes({"cut": content[:-7], "emptied": b"", "of no use": b"x" * 99}[damage])
+        with pytest.raises(DataLossError, match=rf"{path.name}(.|\n)*fix:"):
+            streaming(copy, name=name)
+
+    def test_a_flipped_bit_is_named_where_its_record_comes(self, copy):
+        path = self.shard(copy)
+        content = bytearray(path.read_bytes())
+        content[40] ^= 1
+        path.write_bytes(content)
+        source = streaming(copy, shuffle=False)
+        first = 48  # of the third file
+        served = []
+
+        def serve():
+            for record in source:
+                check_records(jax.tree.map(lambda column: np.asarray(column)[None], record))
+                served.append(int(record["id"]))
+
+        message = rf"{path}(.|\n)*checksum(.|\n)*record: +0(.|\n)*fix"
+        with pytest.raises(DataLossError, match=message):
+            serve()
+        assert served == list(range(len(served)))
+        assert len(served) <= first
+        assert source.cursor.index == len(served)
+
+    def test_wrong_counts_in_the_metadata_are_noticed(self, copy):
+        info = copy / "tiny" / "1.0.0" / "dataset_info.json"
+        info.write_text(info.read_text().replace('"25"', '"26"', 1).replace('"24"', '"23"', 1))
+        with pytest.raises(DataLossError, match=r"the file holds \d+ records, dataset_info.json"):
+            streaming(copy)
+
+    def test_a_file_that_changes_while_it_is_read_is_noticed(self, copy):
+        source = streaming(copy, prefetch_buffer=0)
+        source.get_batch(SIZE)
+        path = self.shard(copy)
+        path.write_bytes(path.read_bytes()[:-300])
+        batches = iter(Pipeline(source=source, batch_size=SIZE))
+        with pytest.raises(DataLossError, match=f"{path}(.|\n)*cut while it was read"):
+            list(batches)
+
+    def test_a_replaced_file_is_refused_at_restore(self, copy):
+        state = streaming(copy).get_state()
+        shutil.rmtree(copy / "tiny")
+        datasets.write(copy, "tiny", shards=3)
+        with pytest.raises(ValueError, match="fingerprint: saved"):
+            streaming(copy).set_state(state)
+
+    def test_after_an_error_the_stream_goes_on_where_it_was(self, copy):
+        path = self.shard(copy)
+        sound, stat = path.read_bytes(), path.stat()
+        source = streaming(copy, prefetch_buffer=2)
+        content = bytearray(sound)
+        content[40] ^= 1
+        path.write_bytes(content)
+        served = []
+
+        def serve():
+            for batch in Pipeline(source=source, batch_size=4):
+                served.extend(ids(batch))
+
+        with pytest.raises(DataLossError, match="checksum"):
+            serve()
+        path.write_bytes(sound)
+        assert path.stat().st_size == stat.st_size
+        serve()
+        assert served[:N] == expected_ids()
+
+
+def wait_for(condition, timeout_s=20):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+class TestEnd:
+    def threads(self):
+        return [thread for thread in threading.enumerate() if "datarax_tfds" in thread.name]
+
+    def test_a_stream_that_nobody_holds_ends_its_threads(self, data_dir):
+        gc.collect()
+        before = len(self.threads())
+        source = streaming(data_dir, access="sequential")
+        batches = prefetch_to_device(Pipeline(source=source, batch_size=SIZE))
+        next(batches)
+        assert len(self.threads()) > before
+        del source, batches
+        gc.collect()
+        wait_for(lambda: len(self.threads()) <= before)
+
+    @pytest.mark.parametrize(
+        "ending",
+        ["pass", "raise SystemExit", "import signal, os; os.kill(os.getpid(), signal.SIGINT)"],
+    )
+    def test_the_interpreter_ends_at_once_and_quietly(self, data_dir, ending):
+        code = (
+            "import time\n"
+            "from datarax_tfds import Pipeline, TFDSStreamingConfig, TFDSStreamingSource\n"
+            "config = TFDSStreamingConfig(name='tiny', split='train', prefetch_buffer=4,\n"
+            f"    data_dir={str(data_dir)!r})\n"
+            "batches = iter(Pipeline(source=TFDSStreamingSource(config), batch_size=24))\n"
+            "next(batches)\n"
+            "print(time.time(), flush=True)\n"
+            f"{ending}\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+        )
+        assert time.time() - float(done.stdout.splitlines()[-1]) < 10
+        quiet = [
+            line for line in done.stderr.splitlines() if "Error" in line or "Exception" in line
+        ]
+        assert quiet == []
+
+    def test_ctrl_c_while_waiting_moves_nothing(self, data_dir, monkeypatch):
+        source = streaming(data_dir, prefetch_buffer=1)
+        slow, started = threading.Event(), threading.Event()
+        read = RecordReader.read
+
+        def waiting(self, numbers, keys=None):
+            started.set()
+            slow.wait(20)
+            return read(self, numbers, keys)
+
+        monkeypatch.setattr(RecordReader, "read", waiting)
+        import _thread
+
+        def interrupt():
+            started.wait(20)
+            _thread.interrupt_main()
+
+        threading.Thread(target=interrupt).start()
+        start = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            source.get_batch(SIZE)
+        assert time.monotonic() - start < 10
+        slow.set()
+        assert source.cursor.index == 0
+        assert ids(source.get_batch(SIZE)) == expected_ids()[:SIZE]
+
+
+def test_a_low_limit_of_open_files_is_kept(tmp_path):
+    """Thirteen files, under a limit of which a quarter is ten."""
+    datasets.write(tmp_path, "tiny", shards=13)
+    code = (
+        "import resource, sys\n"
+        "from datarax_tfds import Pipeline, TFDSStreamingConfig, TFDSStreamingSource\n"
+        "def source(split):\n"
+        "    return TFDSStreamingSource(TFDSStreamingConfig(\n"
+        "        name='tiny', split=split, data_dir=sys.argv[1], shuffle=True))\n"
+        "source('test').get_batch(4)\n"
+        "_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (40, hard))\n"
+        "train = source('train')\n"
+        "batches = list(Pipeline(source=train, batch_size=97))\n"
+        "assert sorted(batches[0]['id'].tolist()) == list(range(97))\n"
+        "assert len(train.records._reader.files._open) == 10\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("mesh", ["one device", "4 x 2, replicas"])
+def test_a_run_may_go_on_with_the_other_source(data_dir, mesh):
+    """From the devices to the disk and back, at every step."""
+    config = TFDSEagerConfig(
+        name="tiny_one", split="train", data_dir=str(data_dir), shuffle=True, seed=5
+    )
+    eager = Pipeline(source=TFDSEagerSource(config, sharding=shardings()[mesh]), batch_size=SIZE)
+    stream = Pipeline(source=streaming(data_dir, mesh, name="tiny_one"), batch_size=SIZE)
+    served = []
+    for step in range(12):
+        one, other = (eager, stream) if step % 2 else (stream, eager)
+        served += ids(next(iter(one)))
+        other.set_state(one.get_state())
+    assert served == expected_ids(3)[: len(served)]
+
+
+def test_stages_see_batches_of_a_stream(data_dir):
+    source = streaming(data_dir, "8 devices")
+    double = lambda batch: batch | {"id": 2 * batch["id"]}
+    batch = next(iter(Pipeline(source=source, stages=[double], batch_size=SIZE)))
+    assert ids(batch) == [2 * number for number in expected_ids()[:SIZE]]
+
+
+class TestChoice:
+    """`from_tfds`: on the devices if it is small there."""
+
+    def make(self, data_dir, name="tiny", **fields):
+        return from_tfds(name, "train", data_dir=str(data_dir), **fields)
+
+    def test_a_small_split_goes_to_the_devices(self, data_dir, caplog):
+        with caplog.at_level(logging.INFO, "datarax_tfds"):
+            source = self.make(data_dir, shuffle=True, seed=5, prefetch_buffer=3)
+        assert isinstance(source, TFDSEagerSource)
+        assert "tiny:train): eager, since 6,596 bytes of records take 0.0%" in caplog.text
+        assert ids(source.get_batch(SIZE)) == expected_ids()[:SIZE]
+
+    def test_a_large_split_stays_on_disk(self, data_dir, caplog, monkeypatch):
+        from datarax_tfds import layout
+
+        monkeypatch.setattr(layout, "_free_bytes", lambda batch: 60_000)
+        with caplog.at_level(logging.INFO, "datarax_tfds"):
+            source = self.make(data_dir, layout="sharded")
+        assert isinstance(source, TFDSStreamingSource)
+        assert "streaming, since 6,596 bytes of records take 11.0%" in caplog.text
+        spread = self.make(data_dir, sharding=shardings()["8 devices"])
+        assert isinstance(spread, TFDSEagerSource)  # cut over eight devices it is small
+
+    @pytest.mark.parametrize(
+        ("name", "fields", "reason"),
+        [
+            ("text", {}, "not all of one shape, or hold text"),
+            ("tiny", {"map_fn": lambda record, seed: record}, "from epoch to epoch"),
+            ("tiny", {"access": "sequential"}, "access is sequential"),
+        ],
+    )
+    def test_what_cannot_lie_on_the_devices_is_streamed(
+        self, data_dir, caplog, name, fields, reason
+    ):
+        with caplog.at_level(logging.INFO, "datarax_tfds"):
+            assert isinstance(self.make(data_dir, name, **fields), TFDSStreamingSource)
+        assert reason in caplog.text
+
+    @pytest.mark.parametrize("eager", [True, False])
+    def test_one_may_choose(self, data_dir, eager):
+        source = self.make(data_dir, eager=eager)
+        assert isinstance(source, TFDSEagerSource) is eager
+
+    def test_no_error_makes_it_choose(self, data_dir):
+        with pytest.raises(ValueError, match="no such split"):
+            from_tfds("tiny", "valid", data_dir=str(data_dir))
+        with pytest.raises(ValueError, match="prefetch_buffer is an integer"):
+            self.make(data_dir, eager=True, prefetch_buffer=-1)
+        with pytest.raises(
+            TypeError, match=r"no field|has a field 'shufle'(.|\n)*fix: +use shuffle"
+        ):
+            self.make(data_dir, shufle=True)
