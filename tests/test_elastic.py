@@ -57,12 +57,13 @@ def test_killed_and_gone_on_with_elsewhere_every_record_comes_once(data_dir, tmp
     chance = random.Random(7)
     checkpoints = tmp_path / "checkpoints"
     history = []
-    plan = [(2, 12), (1, 20), (4, 8), (2, 16)]  # processes, batch size; all but the last killed
-    for number, (count, batch_size) in enumerate(plan):
+    # Source, processes, batch size; all but the last are killed.
+    plan = [("eager", 2, 12), ("streaming", 1, 20), ("streaming", 4, 8), ("eager", 2, 16)]
+    for number, (kind, count, batch_size) in enumerate(plan):
         logs = tmp_path / f"run-{number}"
         logs.mkdir()
         ledger = logs / "ledger"
-        command = [sys.executable, WORKER, data_dir, checkpoints, ledger, batch_size, EPOCHS]
+        command = [sys.executable, WORKER, data_dir, checkpoints, ledger, kind, batch_size, EPOCHS]
         processes = launch_local.start(count, list(map(str, command)), logs)
         last = number == len(plan) - 1
         steps = float("inf") if last else chance.randint(5, 9)

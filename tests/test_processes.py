@@ -49,7 +49,7 @@ def test_every_device_holds_the_rows_it_should_on_any_number_of_processes(
     expected = expected_batches()
     for process in range(count):
         notes = json.loads((tmp_path / f"{process}.json").read_text())
-        assert len(notes) == (8 if count == 1 else 10)
+        assert len(notes) == 4 * (4 if count == 1 else 5)  # sources, meshes
         for case, steps in notes.items():
             for step, slices in enumerate(steps):
                 assert slices, case

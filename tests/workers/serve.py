@@ -23,12 +23,22 @@ from datarax_tfds import (
     Pipeline,
     TFDSEagerConfig,
     TFDSEagerSource,
+    TFDSStreamingConfig,
+    TFDSStreamingSource,
     batch_sharding,
     initialize,
     make_mesh,
     prefetch_to_device,
 )
+from datarax_tfds.records import RecordReader
 
+# More processes than files, and files of very different length.
+DATASETS = {
+    "replicated": "tiny_array",
+    "sharded": "tiny",
+    "streaming": "tiny_one",
+    "streaming, uneven": "tiny_uneven",
+}
 WITHIN_JIT = {("all", "sharded"), ("model axis across processes", "replicated")}
 SIZE, STEPS = 60, 4  # divides over 1 to 6 devices; the second batch ends the first epoch
 
@@ -52,6 +62,27 @@ def shardings() -> dict[str, NamedSharding]:
     return meshes
 
 
+def source_of(name: str, layout: str, sharding: NamedSharding) -> Any:
+    fields = {"name": name, "split": "train", "data_dir": DATA_DIR, "shuffle": True, "seed": 5}
+    if layout.startswith("streaming"):
+        return TFDSStreamingSource(TFDSStreamingConfig(**fields), sharding=sharding)
+    return TFDSEagerSource(TFDSEagerConfig(layout=layout, **fields), sharding=sharding)
+
+
+def check_that_only_local_rows_are_read(sharding: NamedSharding) -> None:
+    """Each once, though two devices of this process may hold the same."""
+    config = TFDSStreamingConfig(
+        name="tiny", split="train", data_dir=DATA_DIR, shuffle=True, prefetch_buffer=0
+    )
+    source = TFDSStreamingSource(config, sharding=sharding)
+    read, numbers = RecordReader.read, []
+    RecordReader.read = lambda self, some, keys=None: numbers.extend(some) or read(self, some, keys)
+    batch = source.get_batch(SIZE)
+    RecordReader.read = read
+    held = {row for shard in batch["id"].addressable_shards for row in shard.data.tolist()}
+    assert sorted(numbers) == sorted(held)
+
+
 def noted(batch: dict[str, Any]) -> list[Any]:
     """For each slice of rows that this process holds, a checksum of its bytes."""
     return sorted(
@@ -65,16 +96,14 @@ def main() -> None:
     initialize()
     notes = {}
     for mesh, sharding in shardings().items():
-        for layout in ("replicated", "sharded"):
-            name = "tiny" if layout == "sharded" else "tiny_array"
-            config = TFDSEagerConfig(
-                name=name, split="train", data_dir=DATA_DIR, shuffle=True, seed=5, layout=layout
-            )
-            source = TFDSEagerSource(config, sharding=sharding)
+        for layout, name in DATASETS.items():
+            source = source_of(name, layout, sharding)
             pipeline = Pipeline(source=nnx.clone(source), batch_size=SIZE)
             batches = [batch for _ in range(3) for batch in prefetch_to_device(pipeline)]
             steps = [noted(batch) for batch in batches[:STEPS]]
             notes[f"{mesh}, {layout}"] = steps
+            if layout == "streaming":
+                check_that_only_local_rows_are_read(sharding)
 
             if (mesh, layout) not in WITHIN_JIT:
                 continue

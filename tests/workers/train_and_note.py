@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-DATA_DIR, CHECKPOINTS, LEDGER, BATCH_SIZE, EPOCHS = sys.argv[1:]
+DATA_DIR, CHECKPOINTS, LEDGER, KIND, BATCH_SIZE, EPOCHS = sys.argv[1:]
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the records as they were written
 
 import contract
@@ -19,6 +19,8 @@ from datarax_tfds import (
     Pipeline,
     TFDSEagerConfig,
     TFDSEagerSource,
+    TFDSStreamingConfig,
+    TFDSStreamingSource,
     batch_sharding,
     initialize,
     make_mesh,
@@ -29,10 +31,12 @@ from datarax_tfds.checkpoint import DataRestore, DataSave
 initialize()
 mesh = make_mesh({"data": -1})
 everywhere = NamedSharding(mesh, PartitionSpec())
-config = TFDSEagerConfig(
-    name="tiny", split="train", data_dir=DATA_DIR, shuffle=True, seed=5, layout="sharded"
-)
-source = TFDSEagerSource(config, sharding=batch_sharding(mesh))
+fields = {"name": "tiny", "split": "train", "data_dir": DATA_DIR, "shuffle": True, "seed": 5}
+if KIND == "eager":
+    config = TFDSEagerConfig(layout="sharded", **fields)
+    source = TFDSEagerSource(config, sharding=batch_sharding(mesh))
+else:
+    source = TFDSStreamingSource(TFDSStreamingConfig(**fields), sharding=batch_sharding(mesh))
 pipeline = Pipeline(source=source, batch_size=int(BATCH_SIZE))
 ledger = os.open(
     f"{LEDGER}-{jax.process_index()}.jsonl", os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644
