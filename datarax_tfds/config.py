@@ -128,8 +128,8 @@ class TFDSStreamingConfig(_Choice):
     Args:
         shuffle_buffer_size: With `access="sequential"`, the records among which the order is
             random. Without effect otherwise: the order is a shuffle of the whole split.
-        prefetch_buffer: How many batches are decoded ahead of the one in hand. 0: none, and no
-            more threads than decode that one.
+        prefetch_buffer: How many batches may wait decoded while another one is. 0: none is read
+            before it is asked for.
         seed: Of the order and of a random `map_fn`, in `[0, 2**32)`.
         access: `random` reads record by record, in a shuffle of the whole split. `sequential` is
             for stores where small reads are slow: blocks of consecutive records come in random

@@ -101,7 +101,7 @@ class RecordFiles:
             rows = np.flatnonzero(owners == owner)
             first = int(self._ends[owner]) - piece.take
             places = (numbers[rows] - first + piece.skip).tolist()
-            for row, record in zip(rows, self._opened(piece).read(places), strict=True):
+            for row, record in zip(rows.tolist(), self._opened(piece).read(places), strict=True):
                 records[row] = record
         return records
 

@@ -27,7 +27,7 @@ class StreamingRecords:
     Args:
         reader: Reads records from the files.
         batch: How batches lie on the mesh.
-        prefetch_buffer: How many batches to decode ahead.
+        prefetch_buffer: How many batches may wait decoded.
     """
 
     def __init__(self, reader: RecordReader, *, batch: NamedSharding, prefetch_buffer: int):
@@ -37,9 +37,10 @@ class StreamingRecords:
         self._batch = batch
         self._everywhere = NamedSharding(batch.mesh, PartitionSpec())
         self._pool = decoding_pool()
-        self._depth = prefetch_buffer
-        self._batches = ReadAhead(self._begin_batch, prefetch_buffer)
-        self._blocks = ReadAhead(self._begin_block, prefetch_buffer)
+        # Beside the batches that wait decoded, one is being decoded.
+        self._depth = prefetch_buffer + 1 if prefetch_buffer else 0
+        self._batches = ReadAhead(self._begin_batch, self._depth)
+        self._blocks = ReadAhead(self._begin_block, self._depth)
 
     def fetch(self, selection: Selection) -> dict[str, Any]:
         """What `build` needs: the batch itself, on the mesh.
@@ -109,7 +110,7 @@ class StreamingRecords:
         """How many records to decode in one call: many, but so that every thread has some."""
         if not self._reader.holds_arrays:
             return 1
-        share = rows * (self._depth + 1) / decoding_threads()
+        share = rows * max(self._depth, 1) / decoding_threads()
         return max(size for size in DECODED_TOGETHER if size <= max(share, DECODED_TOGETHER[0]))
 
 

@@ -5,6 +5,7 @@ import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -14,8 +15,8 @@ from sharding.messages import explain
 
 # A frame: length, masked CRC-32C of the length, the record, masked CRC-32C of the record.
 _HEADER = struct.Struct("<QI")
-_FOOTER = struct.Struct("<I")
-FRAME_BYTES = _HEADER.size + _FOOTER.size
+_FOOTER_BYTES = 4
+FRAME_BYTES = _HEADER.size + _FOOTER_BYTES
 
 
 def scanned_starts(path: Path) -> np.ndarray:
@@ -42,7 +43,7 @@ def scanned_starts(path: Path) -> np.ndarray:
             if len(window) - place < _HEADER.size:
                 raise _loss(path, "the file is cut short.", len(starts) - 1, start)
             length, checksum = _HEADER.unpack_from(window, place)
-            if checksum != _masked_crc(window[place : place + 8]):
+            if checksum != _masked(google_crc32c.value(window[place : place + 8])):
                 raise _loss(path, "a length fails its checksum.", len(starts) - 1, start)
             starts.append(start + length + FRAME_BYTES)
     if starts[-1] > size:
@@ -89,26 +90,36 @@ class TFRecordFile:
 
     def read(self, places: Sequence[int]) -> list[bytes]:
         index = np.asarray(places, np.int64)
-        if not len(index):
-            return []
-        # Consecutive places are read in one go.
-        cuts = [0, *(np.flatnonzero(np.diff(index) != 1) + 1).tolist(), len(index)]
-        starts, stops = self._starts[index].tolist(), self._starts[index + 1].tolist()
-        records = []
-        for first, last in itertools.pairwise(cuts):
+        starts, stops = self._starts[index], self._starts[index + 1]
+        frames = self._frames(index, starts.tolist(), stops.tolist())
+        cut = np.flatnonzero(np.fromiter(map(len, frames), np.int64) < stops - starts)
+        if len(cut):
+            problem = "the file was cut while it was read."
+            raise _loss(self._path, problem, int(index[cut[0]]), int(starts[cut[0]]))
+        records = [frame[_HEADER.size : -_FOOTER_BYTES] for frame in frames]
+        crcs = np.fromiter(map(google_crc32c.value, records), np.uint32)
+        written = np.frombuffer(b"".join([frame[-_FOOTER_BYTES:] for frame in frames]), "<u4")
+        damaged = np.flatnonzero(_masked(crcs) != written)
+        if len(damaged):
+            problem = "a record fails its checksum."
+            raise _loss(self._path, problem, int(index[damaged[0]]), int(starts[damaged[0]]))
+        return records
+
+    def _frames(self, index: np.ndarray, starts: list[int], stops: list[int]) -> list[bytes]:
+        """The frames at these places; consecutive ones are read in one go."""
+        breaks = (np.flatnonzero(np.diff(index) != 1) + 1).tolist()
+        if len(breaks) >= len(starts) - 1:
+            descriptor = self._descriptor
+            return [
+                os.pread(descriptor, stop - start, start)
+                for start, stop in zip(starts, stops, strict=True)
+            ]
+        frames = []
+        for first, last in itertools.pairwise([0, *breaks, len(starts)]):
             base = starts[first]
             run = os.pread(self._descriptor, stops[last - 1] - base, base)
-            for row in range(first, last):
-                frame = run[starts[row] - base : stops[row] - base] if last > first + 1 else run
-                record = frame[_HEADER.size : -_FOOTER.size]
-                if len(frame) < stops[row] - starts[row]:
-                    problem = "the file was cut while it was read."
-                    raise _loss(self._path, problem, int(index[row]), starts[row])
-                if frame[-_FOOTER.size :] != _FOOTER.pack(_masked_crc(record)):
-                    problem = "a record fails its checksum."
-                    raise _loss(self._path, problem, int(index[row]), starts[row])
-                records.append(record)
-        return records
+            frames += [run[starts[row] - base : stops[row] - base] for row in range(first, last)]
+        return frames
 
 
 def _loss(path: Path, problem: str, place: int, offset: int) -> DataLossError:
@@ -123,6 +134,6 @@ def _loss(path: Path, problem: str, place: int, offset: int) -> DataLossError:
     )
 
 
-def _masked_crc(data: bytes) -> int:
-    crc = google_crc32c.value(data)
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+def _masked(crc: Any) -> Any:
+    """CRC-32C as TFRecord keeps it, of an integer or of uint32 arrays."""
+    return (crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF

@@ -32,14 +32,29 @@ def png_28(data_dir: Path, file_format: str = "tfrecord") -> str:
     return _written(data_dir, "bench_png28", file_format, sizes, (28, 28, 1))
 
 
-def png_32(data_dir: Path) -> str:
+def png_32(data_dir: Path, file_format: str = "tfrecord") -> str:
     """Writes 50,000 PNG images of 32x32x3; returns the name."""
-    return _written(data_dir, "bench_png32", "tfrecord", {"train": 50_000}, (32, 32, 3))
+    return _written(data_dir, "bench_png32", file_format, {"train": 50_000}, (32, 32, 3))
 
 
 def jpeg_224(data_dir: Path, file_format: str = "tfrecord") -> str:
     """Writes 3,000 JPEG images of 224x224x3, cut out of two photographs; returns the name."""
     return _written(data_dir, "bench_jpeg224", file_format, {"train": 3_000}, (224, 224, 3))
+
+
+def million(data_dir: Path) -> Path:
+    """Writes a TFRecord file of 1,000,000 records of 50 bytes; returns its path."""
+    import tensorflow as tf
+
+    path = data_dir / "bench_million" / "million.tfrecord"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(".draft")
+        with tf.io.TFRecordWriter(str(draft)) as writer:
+            for _ in range(1_000_000):
+                writer.write(bytes(50))
+        draft.rename(path)
+    return path
 
 
 def _written(

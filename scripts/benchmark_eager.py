@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from benchmark_data import InMemory
-from benchmarking import Comparison, duration, in_turn, show
+from benchmarking import Comparison, duration, in_turn, resident_bytes, show
 
 from datarax_tfds import Pipeline, TFDSEagerConfig, TFDSEagerSource, batch_sharding, make_mesh
 from datarax_tfds.eager_records import EagerRecords
@@ -128,17 +128,11 @@ def memory(name: str, options: Options) -> dict[str, int]:
     """Bytes that loading adds to the peak of this process, once all imports are done."""
     eager(name, options, split="test").get_batch(BATCH)
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    before = status("VmRSS")
+    before = resident_bytes()
     source = eager(name, options)
-    peak = status("VmHWM") - before
+    peak = resident_bytes("VmHWM") - before
     rows = sum(part.nbytes for part in jax.tree.leaves(source.data))
     return {"peak": peak, "rows": rows}
-
-
-def status(field: str) -> int:
-    """A size of this process, in bytes, as Linux knows it."""
-    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines[field].split()[0]) * 1024
 
 
 def state(name: str, options: Options) -> str:

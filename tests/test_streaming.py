@@ -68,7 +68,7 @@ class TestReading:
         source = streaming(data_dir, prefetch_buffer=ahead)
         served = [number for _ in range(3) for batch in Pipeline(source=source, batch_size=SIZE)
                   for number in ids(batch)]  # fmt: skip
-        wait_for(lambda: len(reads) == len(served) + ahead * SIZE)
+        wait_for(lambda: len(reads) == len(served) + (ahead + 1 if ahead else 0) * SIZE)
         assert sorted(reads) == sorted(expected_ids(5)[: len(reads)])
         assert served == expected_ids(4)[: len(served)]
 
@@ -124,7 +124,7 @@ class TestReading:
         for _ in range(8):
             check_records(source.get_batch(8))
             check_records(other.get_batch(8))
-        wait_for(lambda: len(reads) == 2 * (8 + 2) * 8)
+        wait_for(lambda: len(reads) == 2 * (8 + 3) * 8)
 
 
 class TestSingleRecords:
