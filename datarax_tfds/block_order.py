@@ -16,8 +16,9 @@ class BlockOrder:
     """An order in which records are read by blocks of consecutive numbers.
 
     The records `[k * block_size, (k + 1) * block_size)` are block k; the last may be short. In each
-    epoch the blocks come in random order, and `window // block_size` of them at a time are dealt
-    out like as many packs of cards: one record of each in turn, each block in random order.
+    epoch the blocks come in random order, and as many of them at a time as a window holds (a
+    power of two) are dealt out like packs of cards: one record of each in turn, each block in
+    random order.
 
     So the records at equal places of consecutive rounds come from the same blocks: where the
     batch size divides the number of blocks in a window, each process reads blocks of its own
@@ -55,8 +56,8 @@ class BlockOrder:
 
     @property
     def _lanes(self) -> int:
-        """How many blocks are dealt out at a time."""
-        return max(1, self.window // self.block_size)
+        """How many blocks are dealt out at a time: a power of two, as batch sizes mostly are."""
+        return 1 << max(1, self.window // self.block_size).bit_length() - 1
 
     @property
     def _missing(self) -> int:

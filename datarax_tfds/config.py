@@ -36,6 +36,12 @@ class _Choice:
             raise self._refused(
                 "try_gcs", "try_gcs and data_dir exclude each other.", "set only one of the two"
             )
+        if self.data_dir is not None and "://" in str(self.data_dir):
+            raise self._refused(
+                "data_dir",
+                "datasets are read from file systems only.",
+                "mount the store, or copy the dataset, and name that directory",
+            )
         for field in ("include_keys", "exclude_keys"):
             keys = getattr(self, field)
             if isinstance(keys, str):
@@ -79,8 +85,8 @@ class TFDSEagerConfig(_Choice):
         data_dir: Where datasets are prepared; TFDS's own default where absent.
         include_keys: The features to load; all where absent. Exclusive with `exclude_keys`.
         exclude_keys: The features to leave out.
-        try_gcs: Whether TFDS may look for a prepared copy in its public bucket. Exclusive
-            with `data_dir`.
+        try_gcs: Whether TFDS may copy the prepared dataset from its public bucket rather than
+            prepare it. Exclusive with `data_dir`.
         shuffle: Whether every epoch has a random order of its own.
         seed: Of that order, in `[0, 2**32)`.
         as_supervised: Whether records are `{"image": ..., "label": ...}`, made of the dataset's

@@ -126,7 +126,7 @@ def _builder(config: AnyConfig) -> Any:
                 f" tfds build {name}",
             )
         )
-    builder = tfds.builder(str(config.name), data_dir=data_dir, try_gcs=config.try_gcs)
+    builder = tfds.builder(str(config.name), data_dir=data_dir)
     with _only_preparer(Path(builder.data_dir), subject):
         builder.download_and_prepare(**_prepare_options(config))
     # Opened anew: a builder that found the work done by another knows nothing of its splits.
@@ -134,28 +134,32 @@ def _builder(config: AnyConfig) -> Any:
 
 
 def _prepare_options(config: AnyConfig) -> dict[str, Any]:
-    """The arguments of `download_and_prepare`, Beam's workers among them."""
+    """The arguments of `download_and_prepare`, the bucket and Beam's workers among them."""
     import tensorflow_datasets as tfds
 
     options = dict(config.download_and_prepare_kwargs or {})
-    if config.beam_num_workers is None:
-        return options
+    download = options.get("download_config") or tfds.download.DownloadConfig()
+    if config.try_gcs:
+        download = dataclasses.replace(download, try_download_gcs=True)
+    if config.beam_num_workers is not None:
+        beam = _beam_options(config.beam_num_workers, f"{config.name}:{config.split}")
+        download = dataclasses.replace(download, beam_options=beam)
+    return options | {"download_config": download}
+
+
+def _beam_options(workers: int, subject: str) -> Any:
     try:
         from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore
     except ImportError as error:
         raise ImportError(
             explain(
-                f"{config.name}:{config.split}",
+                subject,
                 "beam_num_workers is set, and Apache Beam is not installed.",
-                beam_num_workers=config.beam_num_workers,
+                beam_num_workers=workers,
                 fix="pip install 'datarax-tfds[beam]', or leave beam_num_workers out",
             )
         ) from error
-    download = options.get("download_config") or tfds.download.DownloadConfig()
-    beam = PipelineOptions(
-        direct_num_workers=config.beam_num_workers, direct_running_mode="multi_processing"
-    )
-    return options | {"download_config": dataclasses.replace(download, beam_options=beam)}
+    return PipelineOptions(direct_num_workers=workers, direct_running_mode="multi_processing")
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import re
 import numpy as np
 import pytest
 
-from datarax_tfds import TFDSEagerConfig
+from datarax_tfds import TFDSEagerConfig, TFDSStreamingConfig
 
 GOOD = {"name": "mnist", "split": "train"}
 
@@ -20,6 +20,7 @@ GOOD = {"name": "mnist", "split": "train"}
         (GOOD | {"include_keys": "image"}, "include_keys is a set of names"),
         (GOOD | {"try_gcs": True, "data_dir": "here"}, "exclude each other"),
         (GOOD | {"layout": "split"}, "no such layout"),
+        (GOOD | {"data_dir": "gs://bucket/data"}, "from file systems only"),
         (GOOD | {"seed": -1}, re.escape("[0, 2**32)")),
         (GOOD | {"seed": 2**32}, re.escape("[0, 2**32)")),
         (GOOD | {"seed": 1.5}, re.escape("[0, 2**32)")),
@@ -29,6 +30,43 @@ GOOD = {"name": "mnist", "split": "train"}
 def test_a_config_that_cannot_be_is_refused(fields, message):
     with pytest.raises(ValueError, match=f"{message}(.|\n)*fix:"):
         TFDSEagerConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"split": "train"}, "name is required"),
+        (GOOD | {"include_keys": {"a"}, "exclude_keys": {"b"}}, "both key filters"),
+        (GOOD | {"seed": 2**32}, re.escape("[0, 2**32)")),
+        (GOOD | {"access": "blocks"}, "no such access(.|\n)*random, sequential"),
+        (GOOD | {"prefetch_buffer": -1}, "an integer of at least 0"),
+        (GOOD | {"prefetch_buffer": 1.5}, "an integer of at least 0"),
+        (GOOD | {"prefetch_buffer": True}, "an integer of at least 0"),
+        (GOOD | {"shuffle_buffer_size": 0}, "an integer of at least 1"),
+        (GOOD | {"block_size": "8"}, "an integer of at least 1"),
+        (GOOD | {"beam_num_workers": 0}, "an integer of at least 1"),
+    ],
+)
+def test_a_streaming_config_that_cannot_be_is_refused(fields, message):
+    with pytest.raises(
+        ValueError, match=f"^(TFDSStreamingConfig|seed): (.|\n)*{message}(.|\n)*fix:"
+    ):
+        TFDSStreamingConfig(**fields)
+
+
+def test_the_signatures_begin_as_those_of_the_reference():
+    common = ["name", "split", "data_dir", "include_keys", "exclude_keys", "try_gcs", "shuffle"]
+    tail = ["as_supervised", "download_and_prepare_kwargs", "beam_num_workers"]
+    for config, own, end in [
+        (TFDSEagerConfig, "seed", ["local_files_only"]),
+        (TFDSStreamingConfig, "shuffle_buffer_size", ["prefetch_buffer", "local_files_only"]),
+    ]:
+        names = [field.name for field in dataclasses.fields(config)]
+        expected = [*common, own, *tail, *end]
+        assert names[: len(expected)] == expected
+    streaming = TFDSStreamingConfig(**GOOD)
+    assert (streaming.shuffle_buffer_size, streaming.prefetch_buffer) == (1000, 2)
+    assert (streaming.seed, TFDSEagerConfig(**GOOD).seed) == (42, 42)
 
 
 def test_a_config_is_a_frozen_value():
