@@ -38,7 +38,7 @@ def test_a_config_that_cannot_be_is_refused(fields, message):
         ({"split": "train"}, "name is required"),
         (GOOD | {"include_keys": {"a"}, "exclude_keys": {"b"}}, "both key filters"),
         (GOOD | {"seed": 2**32}, re.escape("[0, 2**32)")),
-        (GOOD | {"access": "blocks"}, "no such access(.|\n)*random, sequential"),
+        (GOOD | {"access": "blocks"}, "no such access"),
         (GOOD | {"prefetch_buffer": -1}, "an integer of at least 0"),
         (GOOD | {"prefetch_buffer": 1.5}, "an integer of at least 0"),
         (GOOD | {"prefetch_buffer": True}, "an integer of at least 0"),
