@@ -55,7 +55,7 @@ class Decoder:
         subject: str,
     ):
         tf = _tensorflow()
-        parts = _Parts(tf, features, selected, dict(decoders or {}), subject)
+        parts = _Features(tf, features, selected, dict(decoders or {}), subject)
         self.stochastic = map_fn is not None and _takes_a_seed(map_fn)
         keys_spec = [tf.TensorSpec([2], tf.int32)] if self.stochastic else []
 
@@ -123,7 +123,7 @@ class Decoder:
             return self._unrolled[length]
 
 
-class _Parts:
+class _Features:
     """A record in parts: numbers, which are columns of the file; images and such, which are columns
     of bytes; and features that need all of the record.
 

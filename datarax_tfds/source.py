@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from datarax_tfds.block_order import BlockOrder
+from datarax_tfds.config import AnyConfig
 from datarax_tfds.cursor import Cursor, Schedule
 from datarax_tfds.order import Order, check_seed, index_shuffle
 from datarax_tfds.prefetch import handed_out
@@ -61,10 +62,11 @@ class Records(Protocol):
         ...
 
 
+Config = TypeVar("Config", bound=AnyConfig)
 Opened = TypeVar("Opened", bound=Records)
 
 
-class Source(nnx.Module, Generic[Opened]):
+class Source(nnx.Module, Generic[Config, Opened]):
     """The records of a TFDS split, in an order, from a cursor: what all sources share.
 
     Its subclasses are final, and say how records are opened.
@@ -78,13 +80,13 @@ class Source(nnx.Module, Generic[Opened]):
 
     def __init__(
         self,
-        config: Any,
+        config: Config,
         *,
         rngs: nnx.Rngs | None = None,
         name: str | None = None,
         sharding: NamedSharding | None = None,
     ):
-        self.config = nnx.static(config)
+        self.config: Config = nnx.static(config)
         self.rngs = rngs
         self.name = name or f"{type(self).__name__}({config.name}:{config.split})"
         self.sharding = nnx.static(resolved_sharding(sharding, self.name))

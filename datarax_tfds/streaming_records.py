@@ -72,7 +72,11 @@ class StreamingRecords:
 
     def each(self, block: AtCursor) -> Iterator[dict[str, Any]]:
         """The records of a block, one by one, as `take_one`."""
-        return self._singly(self._blocks(block))
+        try:
+            yield from self._singly(self._blocks(block))
+        except Exception:
+            self._blocks.clear()  # as in `fetch`
+            raise
 
     def _singly(self, parts: "_Parts") -> Iterator[dict[str, Any]]:
         def placed(value: Any) -> Any:

@@ -30,7 +30,7 @@ _PROGRESS_DELAY_S = 2.0
 
 
 @final
-class TFDSEagerSource(Source[EagerRecords]):
+class TFDSEagerSource(Source[TFDSEagerConfig, EagerRecords]):
     """All records of a split on the devices, served in order or shuffled, as pure JAX.
 
     Global batch k is the same, bit for bit, on any mesh, number of processes and device order,
@@ -60,16 +60,6 @@ class TFDSEagerSource(Source[EagerRecords]):
         DataLossError: The files are not what their metadata say.
     """
 
-    def __init__(
-        self,
-        config: TFDSEagerConfig,
-        *,
-        rngs: nnx.Rngs | None = None,
-        name: str | None = None,
-        sharding: NamedSharding | None = None,
-    ):
-        super().__init__(config, rngs=rngs, name=name, sharding=sharding)
-
     @property
     def data(self) -> dict[str, Any]:
         """All records in stored order, `[N, ...]`: a copy, made anew at each access.
@@ -97,7 +87,7 @@ class TFDSEagerSource(Source[EagerRecords]):
 
 
 @final
-class TFDSStreamingSource(Source[StreamingRecords]):
+class TFDSStreamingSource(Source[TFDSStreamingConfig, StreamingRecords]):
     """The records of a split of any size, left on disk and decoded ahead of their use.
 
     The same batches as of a `TFDSEagerSource`, bit for bit, and the same state: a run may begin
@@ -131,16 +121,6 @@ class TFDSStreamingSource(Source[StreamingRecords]):
         DatasetNotFoundError: The dataset is not prepared and may not be.
         DataLossError: The files are not what their metadata say.
     """
-
-    def __init__(
-        self,
-        config: TFDSStreamingConfig,
-        *,
-        rngs: nnx.Rngs | None = None,
-        name: str | None = None,
-        sharding: NamedSharding | None = None,
-    ):
-        super().__init__(config, rngs=rngs, name=name, sharding=sharding)
 
     def _opened(self, reader: RecordReader) -> StreamingRecords:
         checked = reader.files.check(jax.process_index(), jax.process_count())

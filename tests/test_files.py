@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from datarax_tfds import DataLossError
 from datarax_tfds.array_record import ArrayRecordFile
 from datarax_tfds.config import TFDSEagerConfig
+from datarax_tfds.files import Piece, RecordFiles
 from datarax_tfds.split import open_split
 from datarax_tfds.tfrecord import TFRecordFile, scanned_starts
 
@@ -146,3 +148,20 @@ def test_missing_files_are_found_at_once(copy):
     (copy / "tiny" / SHARD).unlink()
     with pytest.raises(DataLossError, match=f"1 of 4 files(.|\n)*{SHARD}(.|\n)*fix:"):
         opened(copy)
+
+
+def test_processes_begin_with_files_of_their_own_and_check_them_all(monkeypatch):
+    """So that they index a dataset together, and each finds the index of the others."""
+    monkeypatch.setattr("datarax_tfds.files._THREADS", 1)
+    pieces = [Piece(Path(f"{number}"), 0, 3, 3) for number in range(7)]
+
+    def order(share, shares):
+        opened = []
+        files = RecordFiles(pieces, lambda path: opened.append(int(path.name)) or [0] * 3)
+        assert len(list(files.check(share, shares))) == 7
+        return opened
+
+    assert order(0, 1) == list(range(7))
+    assert order(0, 3) == [0, 3, 6, 1, 4, 2, 5]
+    assert order(1, 3) == [1, 4, 2, 5, 0, 3, 6]
+    assert order(2, 3) == [2, 5, 0, 3, 6, 1, 4]
