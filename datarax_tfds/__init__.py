@@ -12,6 +12,7 @@ from datarax_tfds.cursor import Cursor
 from datarax_tfds.errors import DataLossError, DatasetNotFoundError, StateMismatchError
 from datarax_tfds.pipeline import Pipeline
 from datarax_tfds.prefetch import prefetch_to_device
+from datarax_tfds.spec import Unbatched
 from datarax_tfds.tfds_source import TFDSEagerSource, TFDSStreamingSource, from_tfds
 from sharding import batch_sharding, global_batch, initialize, make_mesh
 
@@ -25,6 +26,7 @@ __all__ = [
     "TFDSEagerSource",
     "TFDSStreamingConfig",
     "TFDSStreamingSource",
+    "Unbatched",
     "batch_sharding",
     "from_tfds",
     "global_batch",

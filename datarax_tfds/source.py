@@ -216,8 +216,8 @@ class Source(nnx.Module, Generic[Config, Opened]):
     def element_spec(self) -> dict[str, Any]:
         """One record as `jax.ShapeDtypeStruct`s, without a batch axis.
 
-        From the metadata: nothing is read. What no batch can hold has dtype `object` (text) or None
-        for a length that varies.
+        From the metadata: nothing is read. What no batch can hold is a `datarax_tfds.Unbatched`
+        with the same fields: of dtype `object` (text), or with None for a length that varies.
         """
         return self.records.spec
 

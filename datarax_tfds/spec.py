@@ -1,6 +1,7 @@
 """Which features become arrays, under which name, and of which shape and dtype on the device."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -64,6 +65,19 @@ def select_features(info: Any, config: AnyConfig, subject: str) -> dict[str, str
     return {"image": keys[0], "label": keys[1]}
 
 
+@dataclass(frozen=True)
+class Unbatched:
+    """A part of a record that no batch can hold: text, or an array whose shape varies.
+
+    Args:
+        shape: As of an array; None for a length that varies from record to record.
+        dtype: As of an array; `object` for text and bytes.
+    """
+
+    shape: tuple[int | None, ...]
+    dtype: np.dtype
+
+
 def element_spec(outputs: Mapping[str, Any], subject: str) -> dict[str, Any]:
     """What one record is on the device, nested as what is decoded.
 
@@ -72,22 +86,22 @@ def element_spec(outputs: Mapping[str, Any], subject: str) -> dict[str, Any]:
         subject: Who reads, for messages.
 
     Returns:
-        A `jax.ShapeDtypeStruct` for each array, without a batch axis. 64-bit types are 32-bit
-        ones unless `jax_enable_x64` is on; the dtype of text and bytes is `object`, and a length
-        that varies from record to record is None.
+        A `jax.ShapeDtypeStruct` for each array, without a batch axis, and `Unbatched` for what no
+        batch can hold. 64-bit types are 32-bit ones unless `jax_enable_x64` is on.
 
     Raises:
         ValueError: A feature that is no array even in a single record.
     """
 
-    def spec(path: Any, output: Any) -> jax.ShapeDtypeStruct:
+    def spec(path: Any, output: Any) -> jax.ShapeDtypeStruct | Unbatched:
         shape = getattr(output, "shape", None)
         if type(output).__name__ != "TensorSpec" or shape is None or shape.rank is None:
             raise _no_array(path, "is no array of a known rank", output, subject)
         dtype = np.dtype(output.dtype.as_numpy_dtype)
         if dtype.kind != "O":
             dtype = jax.dtypes.canonicalize_dtype(dtype)
-        return jax.ShapeDtypeStruct(tuple(shape.as_list()), dtype)
+        of = Unbatched if dtype.kind == "O" or None in shape.as_list() else jax.ShapeDtypeStruct
+        return of(tuple(shape.as_list()), dtype)
 
     return jax.tree_util.tree_map_with_path(spec, dict(outputs))
 
@@ -100,17 +114,16 @@ def require_arrays(spec: Mapping[str, Any], subject: str) -> None:
             message names it, and the remedies.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(spec):
-        if leaf.dtype.kind == "O":
-            problem = "holds no numbers, so that no jax.Array can hold it"
+        if isinstance(leaf, Unbatched):
+            problem = "varies in shape from record to record"
+            if leaf.dtype.kind == "O":
+                problem = "holds no numbers, so that no jax.Array can hold it"
             raise _no_array(path, problem, leaf, subject)
-        if None in leaf.shape:
-            raise _no_array(path, "varies in shape from record to record", leaf, subject)
 
 
 def holds_arrays(spec: Mapping[str, Any]) -> bool:
     """Whether records can be rows of a `jax.Array`."""
-    leaves = jax.tree.leaves(spec)
-    return not any(leaf.dtype.kind == "O" or None in leaf.shape for leaf in leaves)
+    return not any(isinstance(leaf, Unbatched) for leaf in jax.tree.leaves(spec))
 
 
 def _no_array(path: Any, problem: str, spec: Any, subject: str) -> ValueError:

@@ -23,6 +23,7 @@ from datarax_tfds import (
     TFDSEagerSource,
     TFDSStreamingConfig,
     TFDSStreamingSource,
+    Unbatched,
     from_tfds,
     prefetch_to_device,
 )
@@ -131,8 +132,9 @@ class TestSingleRecords:
     def test_text_and_any_shape_come_one_by_one(self, data_dir):
         source = streaming(data_dir, name="text", shuffle=False, exclude_keys={"wide"})
         spec = source.element_spec()
-        assert (spec["text"].dtype, spec["text"].shape) == (np.dtype(object), ())
-        assert (spec["photo"].dtype, spec["photo"].shape) == (np.uint8, (None, None, 3))
+        assert spec["text"] == Unbatched((), np.dtype(object))
+        assert spec["photo"] == Unbatched((None, None, 3), np.dtype(np.uint8))
+        assert spec["label"] == jax.ShapeDtypeStruct((), np.int32)
         for number, record in enumerate(source):
             assert record["text"] == f"number {number}".encode()
             assert record["tokens"].tolist() == list(range(number))
