@@ -49,6 +49,15 @@ class _Choice:
             if keys is not None:
                 object.__setattr__(self, field, frozenset(keys))
 
+    def _check_decoders(self) -> None:
+        decoders = getattr(self, "decoders", None)
+        if decoders is not None and not isinstance(decoders, Mapping):
+            raise self._refused(
+                "decoders",
+                "decoders are given by feature.",
+                "use {'image': tfds.decode.SkipDecoding()}, say",
+            )
+
     def _check_count(self, field: str, least: int) -> None:
         value = getattr(self, field)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -116,8 +125,9 @@ class TFDSEagerConfig(_Choice):
 
     def __post_init__(self):
         super().__post_init__()
-        check_seed(self.seed)
+        object.__setattr__(self, "seed", check_seed(self.seed))
         self._check_one_of("layout", Layout)
+        self._check_decoders()
         if self.beam_num_workers is not None:
             self._check_count("beam_num_workers", 1)
 
@@ -133,7 +143,10 @@ class TFDSStreamingConfig(_Choice):
 
     Args:
         shuffle_buffer_size: With `access="sequential"`, the records among which the order is
-            random. Without effect otherwise: the order is a shuffle of the whole split.
+            random, rounded down to a power of two of blocks. Each process reads blocks of its own
+            where the batch size divides that number of blocks; where the batch is k times as
+            large, k processes read each block. Without effect otherwise: the order is a shuffle
+            of the whole split.
         prefetch_buffer: How many batches may wait decoded while another one is. 0: none is read
             before it is asked for.
         seed: Of the order and of a random `map_fn`, in `[0, 2**32)`.
@@ -160,11 +173,12 @@ class TFDSStreamingConfig(_Choice):
 
     def __post_init__(self):
         super().__post_init__()
-        check_seed(self.seed)
+        object.__setattr__(self, "seed", check_seed(self.seed))
         self._check_one_of("access", Access)
         self._check_count("prefetch_buffer", 0)
         self._check_count("block_size", 1)
         self._check_count("shuffle_buffer_size", 1)
+        self._check_decoders()
         if self.beam_num_workers is not None:
             self._check_count("beam_num_workers", 1)
 

@@ -2,7 +2,9 @@
 
 import functools
 import inspect
+import itertools
 import logging
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +18,12 @@ _log = logging.getLogger(__name__)
 # Numbers of records that are decoded faster than others. Few, since each is compiled at its
 # first use (0.1 s); of 256 they are no faster than of 128.
 DECODED_TOGETHER = (16, 32, 64, 128)
+
+# Operations whose results depend on what ran before them.
+_RANDOM = re.compile(
+    r"Random\w+|(Parameterized)?TruncatedNormal|Multinomial|SampleDistortedBoundingBox\w*"
+    r"|Stateful(?!PartitionedCall)\w+|RngReadAndSkip"
+)
 
 # How a function is applied to every record: each(function, inputs `[n, ...]`, spec of a result).
 _Each = Callable[[Callable[..., Any], tuple[Any, ...], Any], Any]
@@ -76,7 +84,7 @@ class Decoder:
                 return mapped(parts.nested(plain | parts.record(*encoded)), *key)
 
             inputs = [parts.encoded_spec, parts.plain_spec, *keys_spec]
-            self.outputs = _traced_map(lambda: _spec_of(tf, record_of, *inputs), subject)
+            self.outputs = _map_outputs(tf, lambda: _traced(tf, record_of, *inputs), subject)
 
             def mapped_too(each: _Each, serialized: Any, *keys: Any) -> dict[str, Any]:
                 plain, encoded = parts.columns(serialized)
@@ -92,9 +100,10 @@ class Decoder:
 
         self.Error: type[Exception] = tf.errors.OpError
         self._tf = tf
-        self._looped = compiled(None, functools.partial(_looped, tf))
-        self._unrolled: dict[int, Callable[..., Any]] = {}
-        self._compiled = lambda length: compiled(length, functools.partial(_unrolled, tf, length))
+        self._graphs: dict[int | None, Callable[..., Any]] = {}
+        self._compiled = lambda length: compiled(
+            length, functools.partial(_unrolled if length else _looped, tf, length)
+        )
         self._lock = threading.Lock()
 
     def __call__(self, records: Sequence[bytes], keys: np.ndarray | None = None) -> dict[str, Any]:
@@ -115,12 +124,11 @@ class Decoder:
         return self._tf.nest.map_structure(np.asarray, decode(*inputs))
 
     def _graph(self, length: int) -> Callable[..., Any]:
-        if length not in DECODED_TOGETHER:
-            return self._looped
+        size = length if length in DECODED_TOGETHER else None
         with self._lock:  # compiled by the first thread that needs it, while the others wait
-            if length not in self._unrolled:
-                self._unrolled[length] = self._compiled(length)
-            return self._unrolled[length]
+            if size not in self._graphs:
+                self._graphs[size] = self._compiled(size)
+            return self._graphs[size]
 
 
 class _Features:
@@ -179,7 +187,7 @@ class _Features:
         self.encoded_spec = (text, dict.fromkeys(self._encoded, text))
         self.record_spec = {path: leaf.get_tensor_spec() for path, leaf in self._encoded.items()}
         if decoders:  # of which only tracing tells what they return
-            self.record_spec = _spec_of(tf, self.record, *self.encoded_spec)
+            self.record_spec = _spec_of(tf, _traced(tf, self.record, *self.encoded_spec))
         else:
             self.record_spec |= self._others.get_tensor_spec()
 
@@ -239,7 +247,7 @@ def _is_column(feature: Any) -> bool:
     return not isinstance(info, dict) and info.sequence_rank == 0 and None not in info.shape
 
 
-def _looped(tf: Any, function: Callable[..., Any], inputs: tuple[Any, ...], spec: Any) -> Any:
+def _looped(tf: Any, _length: None, function: Callable[..., Any], inputs: Any, spec: Any) -> Any:
     """Applies a function to any number of records."""
     return tf.map_fn(lambda elements: function(*elements), inputs, fn_output_signature=spec)
 
@@ -255,23 +263,33 @@ def _unrolled(tf: Any, length: int, function: Callable[..., Any], inputs: Any, _
     return tf.nest.map_structure(lambda *leaves: tf.stack(leaves), *rows)
 
 
-def _spec_of(tf: Any, function: Callable[..., Any], *inputs: Any) -> Any:
-    """What a function returns, found by tracing it."""
-    traced = tf.function(function, autograph=False).get_concrete_function(*inputs)
+def _traced(tf: Any, function: Callable[..., Any], *inputs: Any) -> Any:
+    return tf.function(function, autograph=False).get_concrete_function(*inputs)
+
+
+def _spec_of(tf: Any, traced: Any) -> Any:
+    """What a traced function returns."""
     return tf.nest.map_structure(
         lambda output: tf.type_spec_from_value(output) if tf.is_tensor(output) else output,
         traced.structured_outputs,
     )
 
 
-def _traced_map(trace: Callable[[], Any], subject: str) -> dict[str, Any]:
-    """What a user's function returns; refused where that is no dict, or nothing."""
+def _drawn(traced: Any) -> list[str]:
+    """The operations of a traced function that draw random numbers of TensorFlow's own."""
+    graph = traced.graph.as_graph_def()
+    nodes = itertools.chain(graph.node, *(body.node_def for body in graph.library.function))
+    return sorted({node.op for node in nodes if _RANDOM.fullmatch(node.op)})
+
+
+def _map_outputs(tf: Any, trace: Callable[[], Any], subject: str) -> dict[str, Any]:
+    """What a user's function returns; refused where that is of no use."""
     fix = (
         "write map_fn(record) or map_fn(record, seed) in TensorFlow's operations; it takes and"
         " returns a dict of tensors"
     )
     try:
-        outputs = trace()
+        traced = trace()
     except Exception as error:  # whatever the user's code raises
         # TensorFlow quotes that code; the last line is what was raised there.
         raised = "".join(str(error).strip().splitlines()[-1:]).strip()
@@ -284,21 +302,33 @@ def _traced_map(trace: Callable[[], Any], subject: str) -> dict[str, Any]:
                 fix=fix,
             )
         ) from error
-    if not isinstance(outputs, dict) or not outputs:
+    drawn = _drawn(traced)
+    if drawn:
         raise ValueError(
-            explain(subject, "map_fn returns no dict.", returned=type(outputs).__name__, fix=fix)
+            explain(
+                subject,
+                "map_fn draws random numbers that a resume would not draw again.",
+                operations=", ".join(drawn),
+                fix="let it take a seed, as map_fn(record, seed), and use tf.random.stateless_* and"
+                " tf.image.stateless_random_*",
+            )
+        )
+    outputs = _spec_of(tf, traced)
+    if not isinstance(outputs, dict) or not outputs or None in tf.nest.flatten(outputs):
+        raise ValueError(
+            explain(subject, "map_fn returns no dict of tensors.", returned=outputs, fix=fix)
         )
     return outputs
 
 
 def _takes_a_seed(map_fn: Callable[..., Any]) -> bool:
-    required = [
+    positional = [
         parameter
         for parameter in inspect.signature(map_fn).parameters.values()
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-        and parameter.default is parameter.empty
     ]
-    return len(required) > 1
+    second = positional[1:2]
+    return any(each.default is each.empty or each.name == "seed" for each in second)
 
 
 def _tensorflow() -> Any:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +19,7 @@ from datarax_tfds.packing import Packing, Rows
 from datarax_tfds.records import RecordReader
 from datarax_tfds.selection import AtCursor, Selection
 from datarax_tfds.spec import require_arrays
-from datarax_tfds.threads import decoding_pool
+from datarax_tfds.threads import decoding_threads
 from sharding import Layout, global_batch, local_rows, row_axes, storage_sharding, take_rows
 from sharding.messages import explain
 
@@ -179,7 +180,7 @@ def _on_each_device(function: Callable[..., Any], rows: NamedSharding) -> Callab
 
 def _on_every_core(work: Callable[[int], None], items: range) -> None:
     """Runs `work` on all items; the first exception ends it."""
-    pool = decoding_pool()
+    pool = ThreadPoolExecutor(decoding_threads(), thread_name_prefix="datarax_tfds")
     try:
         for _ in pool.map(work, items):
             pass

@@ -64,7 +64,7 @@ class RecordFiles:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def check(self, share: int = 0, shares: int = 1) -> Iterator[RecordFile]:
+    def check(self, share: int = 0, shares: int = 1) -> Iterator[Path]:
         """Opens every file once, so that each is counted, and its index kept for the next time.
 
         Args:
@@ -83,7 +83,7 @@ class RecordFiles:
         turns = [pieces[(share + turn) % shares :: shares] for turn in range(shares)]
         pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="datarax_tfds")
         try:
-            yield from pool.map(self._opened, itertools.chain.from_iterable(turns))
+            yield from pool.map(self._counted, itertools.chain.from_iterable(turns))
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -112,6 +112,10 @@ class RecordFiles:
         place = int(number - self._ends[owner]) + piece.take + piece.skip
         within = self._opened(piece).where(place)
         return f"record {place} of {piece.path} ({within}, tfds_id {piece.path.name}__{place})"
+
+    def _counted(self, piece: Piece) -> Path:
+        self._opened(piece)
+        return piece.path
 
     def _opened(self, piece: Piece) -> RecordFile:
         # To find the records of a large file takes a while: others go on meanwhile.

@@ -107,8 +107,8 @@ class Order:
         return index_shuffle(positions, self.length, jax.random.key_data(keys)[:, 0])
 
 
-def check_seed(seed: int) -> None:
-    """Refuses a seed that is not an integer in `[0, 2**32)`."""
+def check_seed(seed: int) -> int:
+    """A seed as a plain integer; refuses one that is not an integer in `[0, 2**32)`."""
     integer = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
     if not integer or not 0 <= seed < 2**32:
         raise ValueError(
@@ -119,6 +119,7 @@ def check_seed(seed: int) -> None:
                 fix="use seed=42, say",
             )
         )
+    return int(seed)
 
 
 def index_shuffle(positions: _Word, length: int, key: _Word, rounds: int = ROUNDS) -> _Word:

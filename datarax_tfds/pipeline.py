@@ -66,6 +66,7 @@ class Pipeline(nnx.Module):
         self.stages = nnx.List(stages)
         self.batch_size = int(batch_size)
         self.rngs = rngs
+        self._staged = nnx.static(_staged(source.records))
         self.schedule = Schedule(len(source), self.batch_size, remainder)
         if remainder == "pad" and MASK in source.element_spec():
             raise ValueError(
@@ -150,28 +151,35 @@ class Pipeline(nnx.Module):
             batch = records.take(selection)
             return batch if mask is None else batch | {MASK: mask}
         graphdef, state = nnx.split(self.stages)
-        batch, changes = _staged(records.fetch(selection), mask, state, graphdef, records)
+        batch, changes = self._staged(records.fetch(selection), mask, state, graphdef)
         nnx.update(self.stages, changes)
         return batch
 
 
-@partial(jax.jit, static_argnames=("graphdef", "records"))
-def _staged(
-    fetched: Any, mask: jax.Array | None, state: nnx.State, graphdef: Any, records: Records
-) -> tuple[Batch, nnx.State]:
-    """A batch through the stages, and what they changed of their state."""
-    batch = records.build(fetched)
-    if mask is not None:
-        batch |= {MASK: mask}
-    before = [variable.get_raw_value() for _, variable in nnx.to_flat_state(state)]
-    stages = nnx.merge(graphdef, state)
-    for stage in stages:
-        batch = stage(batch)
-    after = nnx.to_flat_state(nnx.state(stages))
-    # Only what changed leaves the program: returning the parameters would copy them.
-    changes = [
-        (path, variable)
-        for (path, variable), old in zip(after, before, strict=True)
-        if variable.get_raw_value() is not old
-    ]
-    return batch, nnx.from_flat_state(changes)
+def _staged(records: Records) -> Callable[..., tuple[Batch, nnx.State]]:
+    """A batch through the stages, and what they changed of their state: as one program.
+
+    Compiled for one pipeline, so that records go when it does.
+    """
+
+    @partial(jax.jit, static_argnames="graphdef")
+    def staged(
+        fetched: Any, mask: jax.Array | None, state: nnx.State, graphdef: Any
+    ) -> tuple[Batch, nnx.State]:
+        batch = records.build(fetched)
+        if mask is not None:
+            batch |= {MASK: mask}
+        before = [variable.get_raw_value() for _, variable in nnx.to_flat_state(state)]
+        stages = nnx.merge(graphdef, state)
+        for stage in stages:
+            batch = stage(batch)
+        after = nnx.to_flat_state(nnx.state(stages))
+        # Only what changed leaves the program: returning the parameters would copy them.
+        changes = [
+            (path, variable)
+            for (path, variable), old in zip(after, before, strict=True)
+            if variable.get_raw_value() is not old
+        ]
+        return batch, nnx.from_flat_state(changes)
+
+    return staged

@@ -99,6 +99,15 @@ class RecordReader:
                     self._decoded(
                         numbers[alone], serialized[alone], None if keys is None else keys[alone]
                     )
+                raise RuntimeError(
+                    explain(
+                        self.subject,
+                        "records that decode one by one do not decode together.",
+                        records=len(numbers),
+                        error=_reason(error),
+                        fix="let map_fn return the same shapes for all records, or free memory",
+                    )
+                ) from error
             raise self._failure(int(numbers[0]), error) from error
 
     def _failure(self, number: int, error: Exception) -> RuntimeError:
@@ -113,7 +122,13 @@ class RecordReader:
                 self.subject,
                 problem,
                 where=self.files.where(number),
-                error=str(error).splitlines()[0],
+                error=_reason(error),
                 fix=fix,
             )
         )
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, of all that TensorFlow says: the last line, but for the name of the node."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return [line for line in lines if line and not line.startswith("[[")][-1]

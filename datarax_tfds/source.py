@@ -33,7 +33,7 @@ from sharding import (
 )
 from sharding.messages import explain
 
-_BLOCK = 64  # records that single ones are read ahead by
+_BLOCK = 32  # records that single ones are read ahead by
 
 
 class Records(Protocol):
@@ -240,8 +240,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
     def reset(self, seed: int | None = None) -> None:
         """Goes back to the first record of epoch 0; with a seed, of another order."""
         if seed is not None:
-            check_seed(seed)
-            self._seed = seed
+            self._seed = check_seed(seed)
             self.set_random_order(self.is_random_order)
         self.move_to(Cursor())
 

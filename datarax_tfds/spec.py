@@ -121,6 +121,27 @@ def require_arrays(spec: Mapping[str, Any], subject: str) -> None:
             raise _no_array(path, problem, leaf, subject)
 
 
+def require_same_widths(spec: Mapping[str, Any], subject: str) -> None:
+    """Refuses to go on where 64-bit types were on when the spec was made, and are off now.
+
+    Raises:
+        RuntimeError: JAX would cut the values of a feature.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(spec):
+        if leaf.dtype.itemsize == 8 and leaf.dtype.kind in "iuf":
+            now = jax.dtypes.canonicalize_dtype(leaf.dtype)
+            if now != leaf.dtype:
+                where = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise RuntimeError(
+                    explain(
+                        subject,
+                        f"feature {where!r} would be cut: 64-bit types have been turned off.",
+                        dtype=f"{leaf.dtype} when the source was built, {now} now",
+                        fix="leave jax_enable_x64 as it was, or build the source anew",
+                    )
+                )
+
+
 def holds_arrays(spec: Mapping[str, Any]) -> bool:
     """Whether records can be rows of a `jax.Array`."""
     return not any(isinstance(leaf, Unbatched) for leaf in jax.tree.leaves(spec))

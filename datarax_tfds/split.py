@@ -87,6 +87,7 @@ def open_split(config: AnyConfig) -> Split:
         for instruction in info.splits[config.split].file_instructions
         if (length := instruction.examples_in_shard)
     ]
+    _check_empty_files(info, {name for name, _, _ in ranges}, formats[file_format])
     return Split(
         dataset=info.full_name,
         ranges="+".join(f"{name}[{start}:{stop}]" for name, start, stop in ranges),
@@ -94,6 +95,23 @@ def open_split(config: AnyConfig) -> Split:
         files=RecordFiles(pieces, formats[file_format]),
         info=info,
     )
+
+
+def _check_empty_files(info: Any, names: set[str], open_file: Callable[[Path], RecordFile]) -> None:
+    """Refuses files that hold records where the metadata promise none: they would be left out."""
+    for name in sorted(names):
+        lengths = info.splits[name].shard_lengths
+        for path, length in zip(map(Path, info.splits[name].filepaths), lengths, strict=True):
+            if length == 0 and path.is_file() and path.stat().st_size:
+                records = len(open_file(path))
+                if records:
+                    raise DataLossError(
+                        explain(
+                            str(path),
+                            f"the file holds {records} records, dataset_info.json says 0.",
+                            fix="remove the dataset and prepare it again",
+                        )
+                    )
 
 
 def _tfrecord_opener() -> Callable[[Path], RecordFile]:
@@ -138,9 +156,11 @@ def _prepare_options(config: AnyConfig) -> dict[str, Any]:
     import tensorflow_datasets as tfds
 
     options = dict(config.download_and_prepare_kwargs or {})
-    download = options.get("download_config") or tfds.download.DownloadConfig()
-    if config.try_gcs:
-        download = dataclasses.replace(download, try_download_gcs=True)
+    download = options.get("download_config")
+    if download is None or config.try_gcs:
+        download = dataclasses.replace(
+            download or tfds.download.DownloadConfig(), try_download_gcs=config.try_gcs
+        )
     if config.beam_num_workers is not None:
         beam = _beam_options(config.beam_num_workers, f"{config.name}:{config.split}")
         download = dataclasses.replace(download, beam_options=beam)

@@ -1,6 +1,7 @@
 """A split left on disk: how its records become batches on the mesh, decoded ahead of their use."""
 
 import itertools
+import weakref
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any
@@ -13,8 +14,8 @@ from datarax_tfds.decoding import DECODED_TOGETHER
 from datarax_tfds.read_ahead import ReadAhead
 from datarax_tfds.records import RecordReader
 from datarax_tfds.selection import AtCursor, Chosen, Selection
-from datarax_tfds.spec import require_arrays
-from datarax_tfds.threads import decoding_pool, decoding_threads
+from datarax_tfds.spec import require_arrays, require_same_widths
+from datarax_tfds.threads import DecodingPool, decoding_threads
 from sharding import global_batch, local_rows
 
 
@@ -36,7 +37,8 @@ class StreamingRecords:
         self._reader = reader
         self._batch = batch
         self._everywhere = NamedSharding(batch.mesh, PartitionSpec())
-        self._pool = decoding_pool()
+        self._pool = DecodingPool()
+        weakref.finalize(self, self._pool.close)
         # Beside the batches that wait decoded, one is being decoded.
         self._depth = prefetch_buffer + 1 if prefetch_buffer else 0
         self._batches = ReadAhead(self._begin_batch, self._depth)
@@ -49,6 +51,7 @@ class StreamingRecords:
             ValueError: Records that cannot be rows of an array.
         """
         require_arrays(self.spec, self._reader.subject)
+        require_same_widths(self.spec, self._reader.subject)
         ahead = isinstance(selection, AtCursor)
         parts = self._batches(selection) if ahead else self._begin_batch(selection)
         try:
@@ -84,6 +87,7 @@ class StreamingRecords:
                 return value
             return jax.make_array_from_callback(value.shape, self._everywhere, lambda _: value)
 
+        require_same_widths(self.spec, self._reader.subject)
         for record in parts.singly():
             yield jax.tree.map(placed, record)
 

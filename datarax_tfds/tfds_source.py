@@ -207,7 +207,8 @@ def from_tfds(
     on_devices = TFDSEagerConfig(name=name, split=split, **own(eager_fields))
     on_disk = TFDSStreamingConfig(name=name, split=split, **own(streaming_fields))
     if eager is None:
-        eager, reason = _suits_the_devices(on_disk, sharding)
+        everywhere = on_devices.layout == "replicated"
+        eager, reason = _suits_the_devices(on_disk, sharding, everywhere)
         choice = "eager" if eager else "streaming"
         _log.info("from_tfds(%s:%s): %s, since %s", name, split, choice, reason)
     if eager:
@@ -216,9 +217,9 @@ def from_tfds(
 
 
 def _suits_the_devices(
-    config: TFDSStreamingConfig, sharding: NamedSharding | None
+    config: TFDSStreamingConfig, sharding: NamedSharding | None, everywhere: bool
 ) -> tuple[bool, str]:
-    """Whether records had better lie on the devices, and why."""
+    """Whether records had better lie on the devices (all on each, or cut over them), and why."""
     subject = f"from_tfds({config.name}:{config.split})"
     reader = RecordReader(open_split(config), config, subject)
     if not reader.holds_arrays:
@@ -228,7 +229,9 @@ def _suits_the_devices(
     if config.access == "sequential":
         return False, "access is sequential"
     row_bytes = Packing(reader.spec).row_bytes
-    share = memory_share(reader.length, row_bytes, resolved_sharding(sharding, subject))
+    rows = resolved_sharding(sharding, subject)
+    copies = rows.mesh.size if everywhere else 1
+    share = memory_share(reader.length * copies, row_bytes, rows)
     size = (
         f"{reader.length * row_bytes:,} bytes of records take {share:.1%} of each device's memory"
     )

@@ -16,6 +16,8 @@ from sharding.messages import explain
 # A frame: length, masked CRC-32C of the length, the record, masked CRC-32C of the record.
 _HEADER = struct.Struct("<QI")
 _FOOTER_BYTES = 4
+_LARGE = 1 << 14  # bytes; larger records are skipped when their places are looked for
+_MOST_AT_ONCE = 1 << 30  # bytes; Linux reads at most 2 GiB in one call
 FRAME_BYTES = _HEADER.size + _FOOTER_BYTES
 
 
@@ -37,9 +39,10 @@ def scanned_starts(path: Path) -> np.ndarray:
         while (start := starts[-1]) < size:
             place = start - window_start
             if place + _HEADER.size > len(window):
-                # Half a MiB at a time: nearly all headers of small records are in it, and
-                # large records are skipped.
-                window, window_start, place = os.pread(file.fileno(), 1 << 19, start), start, 0
+                # Many headers of small records at a time; behind a large one, only the next.
+                small = start - (starts[-2] if len(starts) > 1 else start) < _LARGE
+                size_read = 1 << 19 if small else _HEADER.size
+                window, window_start, place = os.pread(file.fileno(), size_read, start), start, 0
             if len(window) - place < _HEADER.size:
                 raise _loss(path, "the file is cut short.", len(starts) - 1, start)
             length, checksum = _HEADER.unpack_from(window, place)
@@ -108,7 +111,7 @@ class TFRecordFile:
     def _frames(self, index: np.ndarray, starts: list[int], stops: list[int]) -> list[bytes]:
         """The frames at these places; consecutive ones are read in one go."""
         breaks = (np.flatnonzero(np.diff(index) != 1) + 1).tolist()
-        if len(breaks) >= len(starts) - 1:
+        if len(breaks) >= len(starts) - 1 or sum(stops) - sum(starts) > _MOST_AT_ONCE:
             descriptor = self._descriptor
             return [
                 os.pread(descriptor, stop - start, start)

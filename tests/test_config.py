@@ -45,6 +45,7 @@ def test_a_config_that_cannot_be_is_refused(fields, message):
         (GOOD | {"shuffle_buffer_size": 0}, "an integer of at least 1"),
         (GOOD | {"block_size": "8"}, "an integer of at least 1"),
         (GOOD | {"beam_num_workers": 0}, "an integer of at least 1"),
+        (GOOD | {"decoders": "SkipDecoding"}, "given by feature"),
     ],
 )
 def test_a_streaming_config_that_cannot_be_is_refused(fields, message):
@@ -76,6 +77,7 @@ def test_a_config_is_a_frozen_value():
     same = TFDSEagerConfig(**GOOD, include_keys={"image"}, seed=7)
     assert config == same
     assert hash(config) == hash(same)
+    assert type(config.seed) is int
     assert config.include_keys == {"image"}
 
 

@@ -90,6 +90,22 @@ def test_a_header_at_any_place_of_the_window_is_found(tmp_path):
     assert [len(record) for record in file.read(range(100))] == sizes.tolist()
 
 
+def test_the_scan_of_large_records_reads_their_headers_only(tmp_path, monkeypatch):
+    import os
+
+    import tensorflow as tf
+
+    path = tmp_path / "x.tfrecord"
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for size in [100_000] * 50 + [10] * 50:
+            writer.write(bytes(size))
+    pread, read = os.pread, []
+    monkeypatch.setattr(os, "pread", lambda *args: read.append(args[1]) or pread(*args))
+    assert len(scanned_starts(path)) == 101
+    assert sum(read) < 1_500_000  # of 5 MB
+    monkeypatch.undo()
+
+
 def damage_truncate(path):
     path.write_bytes(path.read_bytes()[:-5])
 

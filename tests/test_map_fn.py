@@ -151,6 +151,12 @@ class TestFailure:
             (lambda record: record["nope"], "KeyError: 'nope'"),
             (lambda record: record["id"], "returns no dict"),
             (lambda record: {}, "returns no dict"),
+            (lambda record: record | {"x": None}, "returns no dict"),
+            (lambda record: {"x": tf.random.uniform([])}, "operations: RandomUniform"),
+            (
+                lambda record: {"x": tf.image.random_flip_up_down(record["image"])},
+                "random numbers that a resume would not draw again",
+            ),
             (lambda record: {"x": tf.ragged.constant([[1], [2, 3]])}, "no array of a known rank"),
         ],
     )
@@ -168,10 +174,28 @@ class TestFailure:
         source.get_batch(16)
         message = (
             r"map_fn fails on a record(.|\n)*where: record 6 of \S+/tiny-train.tfrecord-00001-of-"
-            r"00004 \(byte \d+, tfds_id tiny-train.tfrecord-00001-of-00004__6\)(.|\n)*fix:"
+            r"00004 \(byte \d+, tfds_id tiny-train.tfrecord-00001-of-00004__6\)\n"
+            r" +error: .*Condition x != y did not hold(.|\n)*fix:"
         )
         with pytest.raises(RuntimeError, match=message):
             source.get_batch(size)
+
+    def test_records_that_do_not_go_together_are_told_from_one_that_fails(self, data_dir):
+        def grown(record):
+            shape = tf.stack([tf.where(record["id"] > 3, 2, 1), 2])
+            return {"x": tf.ensure_shape(tf.zeros(shape), [None, 2])[:, 0][:, None] * [[1.0]]}
+
+        source = source_of(data_dir, map_fn=grown)
+        assert source.element_spec()["x"].shape[0] is None
+        with pytest.raises(ValueError, match=r"feature 'x' varies in shape(.|\n)*fix:"):
+            source.get_batch(SIZE)
+
+    def test_a_seed_with_a_default_is_given_all_the_same(self, data_dir):
+        def optional(record, seed=None):
+            return {"id": record["id"], "seed": tf.convert_to_tensor(seed)}
+
+        seeds = np.asarray(source_of(data_dir, map_fn=optional).get_batch(SIZE)["seed"])
+        assert len(np.unique(seeds, axis=0)) == SIZE
 
     def test_decoders_of_what_is_not_read_are_refused(self, data_dir):
         with pytest.raises(ValueError, match=r"decoders name 'imge'(.|\n)*features: id, image"):

@@ -138,6 +138,10 @@ class TestPreparing:
             "download_config"
         ].try_download_gcs
 
+    @pytest.mark.parametrize("wanted", [True, False])
+    def test_the_bucket_is_tried_only_on_request(self, wanted):
+        assert self.options(try_gcs=wanted)["download_config"].try_download_gcs is wanted
+
     def test_beam_workers_need_beam(self):
         with pytest.raises(ImportError, match=r"Beam is not installed(.|\n)*fix: +pip install"):
             self.options(beam_num_workers=4)

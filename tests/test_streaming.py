@@ -1,12 +1,17 @@
 """What a stream promises beyond the contract: what it reads, when, and how it ends."""
 
 import gc
+import itertools
 import logging
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
+import weakref
+from pathlib import Path
 
 import datasets
 import jax
@@ -84,6 +89,14 @@ class TestReading:
             source.set_state(states[step])
             assert equal(source.get_batch(SIZE), batches[step + 1])
             assert len(reads) == SIZE
+
+    def test_batches_here_and_there_are_not_read_ahead_of(self, data_dir, reads):
+        source = streaming(data_dir)
+        for start in (40, 0, 64, 16):
+            source.get_batch_at(start, 8)
+        wait_for(lambda: len(reads) == 4 * 8)
+        time.sleep(0.1)
+        assert len(reads) == 4 * 8
 
     def test_every_host_reads_its_own_rows_only(self, data_dir, reads):
         """On three of eight devices, that hold all rows of a batch between them; replicas once."""
@@ -203,6 +216,13 @@ class TestDamage:
         assert len(served) <= first
         assert source.cursor.index == len(served)
 
+    @pytest.mark.parametrize("source", ["eager", "streaming"])
+    def test_a_file_of_which_the_metadata_know_nothing_is_noticed(self, copy, source):
+        info = copy / "tiny" / "1.0.0" / "dataset_info.json"
+        info.write_text(re.sub(r'"24"', '"0"', info.read_text(), count=1))
+        with pytest.raises(DataLossError, match=r"holds 24 records, dataset_info.json says 0"):
+            from_tfds("tiny", "train", data_dir=str(copy), eager=source == "eager")
+
     def test_wrong_counts_in_the_metadata_are_noticed(self, copy):
         info = copy / "tiny" / "1.0.0" / "dataset_info.json"
         info.write_text(info.read_text().replace('"25"', '"26"', 1).replace('"24"', '"23"', 1))
@@ -268,6 +288,44 @@ class TestEnd:
         gc.collect()
         wait_for(lambda: len(self.threads()) <= before)
 
+    def test_what_has_not_begun_is_left_when_it_ends(self, data_dir):
+        """Of work for many seconds, only the pieces under way are waited for."""
+        code = (
+            "import sys, time\n"
+            "from datarax_tfds.records import RecordReader\n"
+            "from datarax_tfds import Pipeline, TFDSStreamingConfig, TFDSStreamingSource\n"
+            "source = TFDSStreamingSource(TFDSStreamingConfig(\n"
+            f"    name='tiny', split='train', data_dir={str(data_dir)!r}))\n"
+            "read = RecordReader.read\n"
+            "source.get_batch(16)\n"
+            "RecordReader.read = lambda *args: time.sleep(0.5) or read(*args)\n"
+            "for _ in range(2):\n"
+            "    source.get_batch(960)\n"  # the next 2,880 rows are under way: 0.5 s for 128
+            "print(time.time(), flush=True)\n"
+            "if sys.argv[1] == 'dropped':\n"
+            "    import gc, threading\n"
+            "    del source\n"
+            "    gc.collect()\n"
+            "    while any('datarax' in thread.name for thread in threading.enumerate()):\n"
+            "        time.sleep(0.01)\n"
+        )
+        for way in ("exit", "dropped"):
+            done = subprocess.run(
+                [sys.executable, "-c", code, way], capture_output=True, text=True, timeout=120
+            )
+            took = time.time() - float(done.stdout.splitlines()[-1])
+            assert done.returncode == 0, done.stderr
+            assert took < 3.5
+
+    def test_a_pipeline_with_stages_lets_go_of_its_source(self, data_dir):
+        for source in (streaming(data_dir), from_tfds("tiny", "train", data_dir=str(data_dir))):
+            records = weakref.ref(source.records)
+            pipeline = Pipeline(source=source, stages=[lambda batch: batch], batch_size=SIZE)
+            next(iter(pipeline))
+            del source, pipeline
+        gc.collect()
+        assert records() is None
+
     @pytest.mark.parametrize(
         "ending",
         ["pass", "raise SystemExit", "import signal, os; os.kill(os.getpid(), signal.SIGINT)"],
@@ -303,11 +361,12 @@ class TestEnd:
             return read(self, numbers, keys)
 
         monkeypatch.setattr(RecordReader, "read", waiting)
-        import _thread
+        main = threading.main_thread().ident
 
         def interrupt():
             started.wait(20)
-            _thread.interrupt_main()
+            time.sleep(0.2)
+            signal.pthread_kill(main, signal.SIGINT)
 
         threading.Thread(target=interrupt).start()
         start = time.monotonic()
@@ -353,6 +412,40 @@ def test_a_run_may_go_on_with_the_other_source(data_dir, mesh):
         served += ids(next(iter(one)))
         other.set_state(one.get_state())
     assert served == expected_ids(3)[: len(served)]
+
+
+def test_a_slow_file_does_not_keep_the_others_open(monkeypatch):
+    """Files are closed again as they are counted, whichever is done first."""
+    from datarax_tfds import files
+
+    changes = []
+
+    class File:
+        def __init__(self, path):
+            if path.name == "0":
+                time.sleep(0.5)
+            changes.append(1)
+
+        def __len__(self):
+            return 1
+
+        def __del__(self):
+            changes.append(-1)
+
+    monkeypatch.setattr(files, "_MOST_OPEN", 10)
+    pieces = [files.Piece(Path(f"{number}"), 0, 1, 1) for number in range(200)]
+    for _ in files.RecordFiles(pieces, File).check():
+        pass
+    assert max(itertools.accumulate(changes)) <= 10 + files._THREADS + 1
+
+
+def test_64_bits_that_are_turned_off_later_are_refused(data_dir):
+    with jax.enable_x64(True):
+        source = streaming(data_dir, name="text", include_keys={"wide"}, shuffle=False)
+        assert source.get_batch(2)["wide"].tolist() == [2**40, 2**40 + 1]
+    for read in (lambda: source.get_batch(2), lambda: source[0]):
+        with pytest.raises(RuntimeError, match=r"'wide' would be cut(.|\n)*fix:"):
+            read()
 
 
 def test_stages_see_batches_of_a_stream(data_dir):
