@@ -49,13 +49,11 @@ class _Choice:
             if keys is not None:
                 object.__setattr__(self, field, frozenset(keys))
 
-    def _check_decoders(self) -> None:
-        decoders = getattr(self, "decoders", None)
-        if decoders is not None and not isinstance(decoders, Mapping):
+    def _check_by_feature(self, field: str) -> None:
+        value = getattr(self, field)
+        if value is not None and not isinstance(value, Mapping):
             raise self._refused(
-                "decoders",
-                "decoders are given by feature.",
-                "use {'image': tfds.decode.SkipDecoding()}, say",
+                field, f"{field} are given by feature.", f"use a dict, as {{'image': {value!r}}}"
             )
 
     def _check_count(self, field: str, least: int) -> None:
@@ -127,7 +125,7 @@ class TFDSEagerConfig(_Choice):
         super().__post_init__()
         object.__setattr__(self, "seed", check_seed(self.seed))
         self._check_one_of("layout", Layout)
-        self._check_decoders()
+        self._check_by_feature("decoders")
         if self.beam_num_workers is not None:
             self._check_count("beam_num_workers", 1)
 
@@ -178,7 +176,7 @@ class TFDSStreamingConfig(_Choice):
         self._check_count("prefetch_buffer", 0)
         self._check_count("block_size", 1)
         self._check_count("shuffle_buffer_size", 1)
-        self._check_decoders()
+        self._check_by_feature("decoders")
         if self.beam_num_workers is not None:
             self._check_count("beam_num_workers", 1)
 
