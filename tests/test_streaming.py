@@ -98,8 +98,8 @@ class TestReading:
         time.sleep(0.1)
         assert len(reads) == 4 * 8
 
-    def test_every_host_reads_its_own_rows_only(self, data_dir, reads):
-        """On three of eight devices, that hold all rows of a batch between them; replicas once."""
+    def test_rows_that_several_devices_hold_are_read_once(self, data_dir, reads):
+        """That each of several hosts reads its own: `workers/serve.py`."""
         for mesh in ("3 of the devices", "4 x 2, replicas"):
             source = streaming(data_dir, mesh, prefetch_buffer=0)
             reads.clear()
@@ -317,12 +317,13 @@ class TestEnd:
             assert done.returncode == 0, done.stderr
             assert took < 3.5
 
-    def test_a_pipeline_with_stages_lets_go_of_its_source(self, data_dir):
-        for source in (streaming(data_dir), from_tfds("tiny", "train", data_dir=str(data_dir))):
-            records = weakref.ref(source.records)
-            pipeline = Pipeline(source=source, stages=[lambda batch: batch], batch_size=SIZE)
-            next(iter(pipeline))
-            del source, pipeline
+    @pytest.mark.parametrize("eager", [True, False])
+    def test_a_pipeline_with_stages_lets_go_of_its_source(self, data_dir, eager):
+        source = from_tfds("tiny", "train", data_dir=str(data_dir), eager=eager)
+        records = weakref.ref(source.records)
+        pipeline = Pipeline(source=source, stages=[lambda batch: batch], batch_size=SIZE)
+        next(iter(pipeline))
+        del source, pipeline
         gc.collect()
         assert records() is None
 
