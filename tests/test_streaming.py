@@ -275,18 +275,18 @@ def wait_for(condition, timeout_s=20):
 
 class TestEnd:
     def threads(self):
-        return [thread for thread in threading.enumerate() if "datarax_tfds" in thread.name]
+        return {thread for thread in threading.enumerate() if "datarax_tfds" in thread.name}
 
     def test_a_stream_that_nobody_holds_ends_its_threads(self, data_dir):
-        gc.collect()
-        before = len(self.threads())
+        others = self.threads()  # of earlier tests, which may be ending meanwhile
         source = streaming(data_dir, access="sequential")
         batches = prefetch_to_device(Pipeline(source=source, batch_size=SIZE))
         next(batches)
-        assert len(self.threads()) > before
+        own = self.threads() - others
+        assert own
         del source, batches
         gc.collect()
-        wait_for(lambda: len(self.threads()) <= before)
+        wait_for(lambda: not any(thread.is_alive() for thread in own))
 
     def test_what_has_not_begun_is_left_when_it_ends(self, data_dir):
         """Of work for many seconds, only the pieces under way are waited for."""
