@@ -145,7 +145,8 @@ class TFDSStreamingConfig(_Choice):
             where the batch size divides that number of blocks; where the batch is k times as
             large, k processes read each block. Without effect otherwise: the order is a shuffle
             of the whole split.
-        prefetch_buffer: How many batches may wait decoded while another one is. 0: none is read
+        prefetch_buffer: How many batches may wait decoded while another one is; small ones are
+            decoded several in one call, up to 16 MiB of them, and count as one. 0: none is read
             before it is asked for.
         seed: Of the order and of a random `map_fn`, in `[0, 2**32)`.
         access: `random` reads record by record, in a shuffle of the whole split. `sequential` is

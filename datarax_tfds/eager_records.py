@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from datarax_tfds import config
-from datarax_tfds.decoding import DECODED_TOGETHER
+from datarax_tfds.decoding import LEAST_TOGETHER, decoded_together
 from datarax_tfds.layout import choose_layout
 from datarax_tfds.packing import Packing, Rows
 from datarax_tfds.records import RecordReader
@@ -23,7 +23,6 @@ from datarax_tfds.threads import decoding_threads
 from sharding import Layout, global_batch, local_rows, row_axes, storage_sharding, take_rows
 from sharding.messages import explain
 
-_CHUNK = DECODED_TOGETHER[-1]
 _PROGRESS_DELAY_S = 2.0
 
 
@@ -135,15 +134,18 @@ class EagerRecords:
         def read(part: slice) -> Rows:
             buffers = self._packing.empty(part.stop - part.start)
             real = range(part.start, min(part.stop, self.length))
+            # Small enough that all threads end at about the same time.
+            share = len(real) // (4 * decoding_threads())
+            chunk = decoded_together(max(share, LEAST_TOGETHER))
 
             def fill(start: int) -> None:
-                numbers = np.arange(start, min(start + _CHUNK, real.stop))
+                numbers = np.arange(start, min(start + chunk, real.stop))
                 place = slice(start - real.start, start - real.start + len(numbers))
                 out = {width: buffer[place] for width, buffer in buffers.items()}
                 self._packing.pack(reader.read(numbers), out)
                 progress.update(len(numbers))
 
-            _on_every_core(fill, real[::_CHUNK])
+            _on_every_core(fill, real[::chunk])
             return buffers
 
         with tqdm(

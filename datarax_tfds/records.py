@@ -1,5 +1,6 @@
 """Records by number, as the rows of a batch on the host."""
 
+import math
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ class RecordReader:
 
     Attributes:
         length: Number of records N.
+        reach: How many consecutive positions may be read at a time, so that nothing is read twice.
         spec: One record, as `element_spec` says.
         holds_arrays: Whether several records can be read in one go, to be rows of arrays.
         stochastic: Whether records are read with keys.
@@ -37,7 +39,7 @@ class RecordReader:
     """
 
     def __init__(self, split: Split, config: AnyConfig, subject: str):
-        self.length = len(split)
+        self.length = self.reach = len(split)
         self.subject = subject
         self.files = split.files
         self._bytes: RecordFiles | BlockFiles = split.files
@@ -53,9 +55,16 @@ class RecordReader:
         self.spec = element_spec(self._decoder.outputs, subject)
         self.holds_arrays = holds_arrays(self.spec)
 
-    def read_blocks(self, block_size: int, kept: int) -> None:
-        """From now on fetches whole blocks of records, and keeps those used last."""
-        self._bytes = BlockFiles(self.files, block_size, kept)
+    def read_blocks(self, block_size: int, window: int) -> None:
+        """From now on fetches whole blocks of records, and keeps those of two windows: of the one
+        in use, and of the next, which is read ahead.
+
+        Args:
+            block_size: Records of a block.
+            window: Among how many positions the records of a block are spread.
+        """
+        self._bytes = BlockFiles(self.files, block_size, kept=2 * math.ceil(window / block_size))
+        self.reach = window
 
     def read(self, numbers: np.ndarray, keys: np.ndarray | None = None) -> dict[str, Any]:
         """The records of these numbers.

@@ -1,22 +1,28 @@
 """A split left on disk: how its records become batches on the mesh, decoded ahead of their use."""
 
+import bisect
 import itertools
+import math
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from datarax_tfds.decoding import DECODED_TOGETHER
+from datarax_tfds.decoding import LEAST_TOGETHER, MOST_TOGETHER, decoded_together
 from datarax_tfds.read_ahead import ReadAhead
 from datarax_tfds.records import RecordReader
 from datarax_tfds.selection import AtCursor, Chosen, Selection
 from datarax_tfds.spec import require_arrays, require_same_widths
 from datarax_tfds.threads import DecodingPool, decoding_threads
 from sharding import global_batch, local_rows
+
+_GROUP_BYTES = 16 << 20  # of batches that are read together: larger ones gain nothing by it
+
+Result = TypeVar("Result")
 
 
 class StreamingRecords:
@@ -28,7 +34,7 @@ class StreamingRecords:
     Args:
         reader: Reads records from the files.
         batch: How batches lie on the mesh.
-        prefetch_buffer: How many batches may wait decoded.
+        prefetch_buffer: That of the config.
     """
 
     def __init__(self, reader: RecordReader, *, batch: NamedSharding, prefetch_buffer: int):
@@ -41,8 +47,8 @@ class StreamingRecords:
         weakref.finalize(self, self._pool.close)
         # Beside the batches that wait decoded, one is being decoded.
         self._depth = prefetch_buffer + 1 if prefetch_buffer else 0
-        self._batches = ReadAhead(self._begin_batch, self._depth)
-        self._blocks = ReadAhead(self._begin_block, self._depth)
+        self._batches = ReadAhead(self._begin_batches, self._depth, self._together)
+        self._blocks = ReadAhead(self._begin_blocks, self._depth, lambda _: 1)
 
     def fetch(self, selection: Selection) -> dict[str, Any]:
         """What `build` needs: the batch itself, on the mesh.
@@ -52,14 +58,13 @@ class StreamingRecords:
         """
         require_arrays(self.spec, self._reader.subject)
         require_same_widths(self.spec, self._reader.subject)
-        ahead = isinstance(selection, AtCursor)
-        parts = self._batches(selection) if ahead else self._begin_batch(selection)
-        try:
-            return global_batch(parts.stacked, selection.batch_size, self._batch)
-        except Exception:
-            # Whatever it was, what was read beside it is not to be trusted, nor to fail later on.
-            self._batches.clear()
-            raise
+
+        def placed(rows: _Rows) -> dict[str, Any]:
+            return global_batch(rows.stacked, selection.batch_size, self._batch)
+
+        if isinstance(selection, AtCursor):
+            return _sound(self._batches, self._begin_batches, selection, placed)
+        return placed(self._begin_batches([selection])[0])
 
     def build(self, fetched: dict[str, Any]) -> dict[str, Any]:
         """The batch of what `fetch` returned: that itself."""
@@ -71,87 +76,157 @@ class StreamingRecords:
 
     def take_one(self, selection: Chosen) -> dict[str, Any]:
         """One record, without a batch axis; text as bytes, all else on every device of the mesh."""
-        return next(self._singly(self._begin_block(selection)))
+        return next(self._singly(self._begin_blocks([selection])[0]))
 
     def each(self, block: AtCursor) -> Iterator[dict[str, Any]]:
         """The records of a block, one by one, as `take_one`."""
-        try:
-            yield from self._singly(self._blocks(block))
-        except Exception:
-            self._blocks.clear()  # as in `fetch`
-            raise
+        return iter(
+            _sound(self._blocks, self._begin_blocks, block, lambda rows: list(self._singly(rows)))
+        )
 
-    def _singly(self, parts: "_Parts") -> Iterator[dict[str, Any]]:
+    def _singly(self, rows: "_Rows") -> Iterator[dict[str, Any]]:
         def placed(value: Any) -> Any:
             if isinstance(value, bytes) or value.dtype == object:
                 return value
             return jax.make_array_from_callback(value.shape, self._everywhere, lambda _: value)
 
         require_same_widths(self.spec, self._reader.subject)
-        for record in parts.singly():
+        for record in rows.singly():
             yield jax.tree.map(placed, record)
 
-    def _begin_batch(self, selection: Selection) -> "_Parts":
-        return self._begin(selection, list(local_rows(self._batch, selection.batch_size)))
+    def _begin_batches(self, batches: Sequence[Selection]) -> list["_Rows"]:
+        return self._begin(batches, self._slices(batches[0].batch_size))
 
-    def _begin_block(self, selection: Selection) -> "_Parts":
-        return self._begin(selection, [(0, selection.batch_size)])
+    def _begin_blocks(self, blocks: Sequence[Selection]) -> list["_Rows"]:
+        return self._begin(blocks, [(0, blocks[0].batch_size)])
 
-    def _begin(self, selection: Selection, slices: list[tuple[int, int]]) -> "_Parts":
-        chunk = self._chunk(sum(stop - start for start, stop in slices))
-        parts: dict[tuple[int, int], list[Future[dict[str, Any]]]] = {}
-        for start, stop in slices:
-            numbers = selection.numbers(slice(start, stop))
-            keys = selection.keys(slice(start, stop)) if self._reader.stochastic else None
-            records = int(np.count_nonzero(numbers < self.length))  # the rest is padding
-            parts[start, stop] = [
-                self._pool.submit(
-                    self._reader.read,
-                    numbers[first : min(first + chunk, records)],
-                    None if keys is None else keys[first : min(first + chunk, records)],
-                )
-                for first in range(0, records, chunk)
-            ]
-        return _Parts(parts, self.spec)
+    def _begin(
+        self, selections: Sequence[Selection], slices: Sequence[tuple[int, int]]
+    ) -> list["_Rows"]:
+        """Begins to read those slices of each, many records in one call, whichever they are of."""
+        numbers, keys, ends = [], [], [0]
+        for selection in selections:
+            for start, stop in slices:
+                wanted = selection.numbers(slice(start, stop))
+                records = int(np.count_nonzero(wanted < self.length))  # the rest is padding
+                numbers.append(wanted[:records])
+                if self._reader.stochastic:
+                    keys.append(selection.keys(slice(start, stop))[:records])
+                ends.append(ends[-1] + records)
+        chunks = self._submitted(np.concatenate(numbers), np.concatenate(keys) if keys else None)
+        places = itertools.pairwise(ends)
+        return [
+            _Rows(chunks, dict(zip(slices, places, strict=False)), self.spec) for _ in selections
+        ]
 
-    def _chunk(self, rows: int) -> int:
+    def _submitted(self, numbers: np.ndarray, keys: np.ndarray | None) -> "_Chunks":
+        chunks: _Chunks = []
+        start = 0
+        while start < len(numbers):
+            size = self._chunk(len(numbers), len(numbers) - start)
+            rows = slice(start, start + size)
+            work = numbers[rows], None if keys is None else keys[rows]
+            chunks.append((start, self._pool.submit(self._reader.read, *work)))
+            start += size
+        return chunks
+
+    def _chunk(self, records: int, left: int) -> int:
         """How many records to decode in one call: many, but so that every thread has some."""
         if not self._reader.holds_arrays:
             return 1
-        share = rows * max(self._depth, 1) / decoding_threads()
-        return max(size for size in DECODED_TOGETHER if size <= max(share, DECODED_TOGETHER[0]))
+        share = records * max(self._depth, 1) // decoding_threads()
+        return decoded_together(min(max(share, LEAST_TOGETHER), left))
+
+    def _together(self, batch: Selection) -> int:
+        """How many batches make a group that keeps all threads at the largest size of a call."""
+        rows = sum(stop - start for start, stop in self._slices(batch.batch_size))
+        if not self._reader.holds_arrays:
+            return 1
+        wanted = MOST_TOGETHER * decoding_threads() / self._depth
+        within_reach = self._reader.reach // ((self._depth + 1) * batch.batch_size)
+        batch_bytes = rows * sum(
+            math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.spec)
+        )
+        return max(1, min(math.ceil(wanted / rows), within_reach, _GROUP_BYTES // batch_bytes))
+
+    def _slices(self, batch_size: int) -> list[tuple[int, int]]:
+        return list(local_rows(self._batch, batch_size))
 
 
-class _Parts:
-    """The rows of a batch that one process reads, by slices, each under way in chunks."""
+def _sound(
+    ahead: ReadAhead["_Rows"],
+    begin: Callable[[Sequence[Selection]], Sequence["_Rows"]],
+    selection: AtCursor,
+    finish: Callable[["_Rows"], Result],
+) -> Result:
+    """What is made of a batch that was read ahead; its own error, not that of one read with it."""
+    rows = ahead(selection)
+    try:
+        return finish(rows)
+    except Exception:
+        # Whatever it was: nothing that was read beside it is to fail later on.
+        ahead.clear()
+        return finish(begin([selection])[0])
+
+
+# Consecutive records under way: the number of the first, and the columns of some.
+_Chunks = list[tuple[int, Future[dict[str, Any]]]]
+
+
+class _Rows:
+    """The rows of a batch that one process reads.
+
+    Args:
+        chunks: Records under way, those of other batches among them.
+        places: Where among those each slice of the batch is: `[start, stop)`.
+        spec: One record.
+    """
 
     def __init__(
-        self, parts: Mapping[tuple[int, int], list[Future[dict[str, Any]]]], spec: dict[str, Any]
+        self,
+        chunks: _Chunks,
+        places: Mapping[tuple[int, int], tuple[int, int]],
+        spec: dict[str, Any],
     ):
-        self._parts = parts
+        self._chunks = chunks
+        self._places = places
         self._spec = spec
 
     def stacked(self, rows: slice) -> dict[str, Any]:
         """All rows of a slice, as NumPy arrays `[rows, ...]`; zeros where it is padding."""
-        chunks = [part.result() for part in self._parts[rows.start, rows.stop]]
-        padding = rows.stop - rows.start - sum(map(_length, chunks))
+        start, stop = self._places[rows.start, rows.stop]
+        parts = list(self._columns(start, stop))
+        padding = (rows.stop - rows.start) - (stop - start)
         if padding:
             zeros = lambda leaf: np.zeros((padding, *leaf.shape), leaf.dtype)  # noqa: E731
-            chunks.append(jax.tree.map(zeros, self._spec))
-        if len(chunks) == 1:
-            return chunks[0]  # TensorFlow's own memory, which JAX may take over as it is
-        return jax.tree.map(lambda *columns: np.concatenate(columns), *chunks)
+            parts.append(jax.tree.map(zeros, self._spec))
+        if len(parts) == 1:
+            return parts[0]  # TensorFlow's own memory, which JAX may take over as it is
+        return jax.tree.map(lambda *columns: np.concatenate(columns), *parts)
 
     def singly(self) -> Iterator[dict[str, Any]]:
         """The records one by one, without padding."""
-        for part in itertools.chain.from_iterable(self._parts.values()):
-            columns = part.result()
-            for row in range(_length(columns)):
-                yield jax.tree.map(lambda column, row=row: column[row], columns)
+        for start, stop in self._places.values():
+            for columns in self._columns(start, stop):
+                for row in range(_length(columns)):
+                    yield jax.tree.map(lambda column, row=row: column[row], columns)
 
     def cancel(self) -> None:
-        for part in itertools.chain.from_iterable(self._parts.values()):
-            part.cancel()
+        for start, stop in self._places.values():
+            for _, future in self._overlapping(start, stop):
+                future.cancel()
+
+    def _columns(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
+        for first, future in self._overlapping(start, stop):
+            rows = slice(max(start - first, 0), stop - first)
+            yield jax.tree.map(lambda column, rows=rows: column[rows], future.result())
+
+    def _overlapping(self, start: int, stop: int) -> _Chunks:
+        """The chunks with any of these records."""
+        firsts = [first for first, _ in self._chunks]
+        return self._chunks[
+            bisect.bisect_right(firsts, start) - 1 : bisect.bisect_left(firsts, stop)
+        ]
 
 
 def _length(columns: dict[str, Any]) -> int:

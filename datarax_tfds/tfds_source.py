@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import logging
-import math
 from typing import Any, NoReturn, final
 
 import jax
@@ -133,9 +132,7 @@ class TFDSStreamingSource(Source[TFDSStreamingConfig, StreamingRecords]):
         ):
             pass
         if self.config.access == "sequential":
-            # The blocks of the window in use, and those of the next, which is read ahead.
-            blocks = 2 * math.ceil(self.config.shuffle_buffer_size / self.config.block_size)
-            reader.read_blocks(self.config.block_size, kept=blocks)
+            reader.read_blocks(self.config.block_size, self.config.shuffle_buffer_size)
         return StreamingRecords(
             reader, batch=self.sharding, prefetch_buffer=self.config.prefetch_buffer
         )

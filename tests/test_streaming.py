@@ -78,6 +78,23 @@ class TestReading:
         assert sorted(reads) == sorted(expected_ids(5)[: len(reads)])
         assert served == expected_ids(4)[: len(served)]
 
+    def test_small_batches_are_decoded_together(self, data_dir, monkeypatch):
+        read, calls = RecordReader.read, []
+
+        def noting(self, numbers, keys=None):
+            calls.append(len(numbers))
+            return read(self, numbers, keys)
+
+        monkeypatch.setattr(RecordReader, "read", noting)
+        source = streaming(data_dir, mesh="8 devices", prefetch_buffer=1)
+        served = [
+            number for batch in Pipeline(source=source, batch_size=8) for number in ids(batch)
+        ]
+        assert served == expected_ids(2)[: len(served)]
+        # The first two alone, since nothing says yet that others follow.
+        assert calls[:2] == [8, 8]
+        assert set(calls[2:]) == {16}  # N // (3 * 8) = 4 batches in two calls
+
     def test_a_jump_reads_nothing_in_between(self, data_dir, reads):
         source = streaming(data_dir, prefetch_buffer=0)
         batches, states = [], []
@@ -136,9 +153,9 @@ class TestReading:
         other = nnx.clone(source)
         other.move_to(source.cursor.__class__(3, 40))
         for _ in range(8):
-            check_records(source.get_batch(8))
-            check_records(other.get_batch(8))
-        wait_for(lambda: len(reads) == 2 * (8 + 3) * 8)
+            check_records(source.get_batch(SIZE))
+            check_records(other.get_batch(SIZE))
+        wait_for(lambda: len(reads) == 2 * (8 + 3) * SIZE)
 
 
 class TestSingleRecords:
@@ -264,6 +281,30 @@ class TestDamage:
         assert path.stat().st_size == stat.st_size
         serve()
         assert served[:N] == expected_ids()
+
+    def test_an_error_comes_with_its_own_batch_however_many_are_decoded_together(
+        self, copy, monkeypatch
+    ):
+        """Of batches in one call, those before the damage are handed out."""
+        victim = expected_ids()[20]
+        source = streaming(copy, prefetch_buffer=1)
+        read = RecordReader.read
+
+        def failing(self, numbers, keys=None):
+            if victim in numbers:
+                raise DataLossError("damage")
+            return read(self, numbers, keys)
+
+        monkeypatch.setattr(RecordReader, "read", failing)
+        served = []
+
+        def serve():
+            for batch in Pipeline(source=source, batch_size=2):
+                served.extend(ids(batch))
+
+        with pytest.raises(DataLossError, match="damage"):
+            serve()
+        assert served == expected_ids()[:20]
 
 
 def wait_for(condition, timeout_s=20):
