@@ -2,11 +2,14 @@
 
 import functools
 from dataclasses import dataclass
+from typing import NoReturn
 
+import jax
 import numpy as np
 
 from datarax_tfds.hashing import record_keys
 from datarax_tfds.order import Order
+from sharding.messages import explain
 
 _VERSION = 1  # changes whenever the same fields would give another order
 
@@ -53,6 +56,17 @@ class BlockOrder:
             parts.append(part)
             start += len(part)
         return np.concatenate(parts)
+
+    def numbers(self, epochs: jax.Array, positions: jax.Array) -> NoReturn:
+        """Not to be had on the device, as `Order.numbers` is."""
+        raise NotImplementedError(
+            explain(
+                "access",
+                "blocks are not dealt out within a compiled function.",
+                access="sequential",
+                fix="take the batch outside and pass it in, or use a TFDSEagerSource",
+            )
+        )
 
     @property
     def _lanes(self) -> int:

@@ -1,8 +1,10 @@
 """What a source reads and how, checked once at construction."""
 
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, final, get_args
+
+from flax import nnx
 
 from datarax_tfds.order import check_seed
 from sharding.messages import explain
@@ -13,8 +15,14 @@ Layout = Literal["auto", "replicated", "sharded"]
 
 @dataclass(frozen=True)
 class _Choice:
-    """Which records: what both configs begin with."""
+    """What is done beside reading, and which records are read: what both configs begin with."""
 
+    cacheable: bool = False
+    batch_stats_fn: Callable[..., Any] | nnx.Module | None = None
+    # Not compared: arrays have no one truth. A source holds its statistics apart.
+    precomputed_stats: dict[str, Any] | None = field(default=None, compare=False)
+    stochastic: bool = False
+    stream_name: str | None = None
     name: str | None = None
     split: str | None = None
     data_dir: str | None = None
@@ -24,10 +32,10 @@ class _Choice:
     shuffle: bool = False
 
     def __post_init__(self):
-        for field in ("name", "split"):
-            value = getattr(self, field)
+        for required in ("name", "split"):
+            value = getattr(self, required)
             if not isinstance(value, str) or not value:
-                raise self._refused(field, f"{field} is required.", f"pass {field}='...'")
+                raise self._refused(required, f"{required} is required.", f"pass {required}='...'")
         if self.include_keys is not None and self.exclude_keys is not None:
             raise self._refused(
                 "include_keys", "both key filters are set.", "set include_keys or exclude_keys"
@@ -42,36 +50,58 @@ class _Choice:
                 "datasets are read from file systems only.",
                 "mount the store, or copy the dataset, and name that directory",
             )
-        for field in ("include_keys", "exclude_keys"):
-            keys = getattr(self, field)
+        for filtered in ("include_keys", "exclude_keys"):
+            keys = getattr(self, filtered)
             if isinstance(keys, str):
-                raise self._refused(field, f"{field} is a set of names.", f"use {{{keys!r}}}")
+                raise self._refused(filtered, f"{filtered} is a set of names.", f"use {{{keys!r}}}")
             if keys is not None:
-                object.__setattr__(self, field, frozenset(keys))
+                object.__setattr__(self, filtered, frozenset(keys))
+        if self.stochastic and not self.stream_name:
+            raise self._refused(
+                "stream_name",
+                "a stochastic source draws its seed from a stream.",
+                "name the stream of rngs, as stream_name='shuffle', or leave stochastic out",
+            )
+        if self.stream_name is not None and not self.stochastic:
+            raise self._refused(
+                "stream_name",
+                "nothing is drawn from a stream.",
+                "set stochastic=True too, or leave stream_name out",
+            )
+        if self.batch_stats_fn is not None and not callable(self.batch_stats_fn):
+            raise self._refused(
+                "batch_stats_fn",
+                "batch_stats_fn is called with a batch.",
+                "pass a function of a batch that returns a dict",
+            )
+        if self.precomputed_stats is not None and not isinstance(self.precomputed_stats, dict):
+            raise self._refused(
+                "precomputed_stats",
+                "statistics are a dict.",
+                "pass a dict, as {'mean': 0.5}",
+            )
 
-    def _check_by_feature(self, field: str) -> None:
-        value = getattr(self, field)
+    def _check_by_feature(self, name: str) -> None:
+        value = getattr(self, name)
         if value is not None and not isinstance(value, Mapping):
             raise self._refused(
-                field, f"{field} are given by feature.", f"use a dict, as {{'image': {value!r}}}"
+                name, f"{name} are given by feature.", f"use a dict, as {{'image': {value!r}}}"
             )
 
-    def _check_count(self, field: str, least: int) -> None:
-        value = getattr(self, field)
+    def _check_count(self, name: str, least: int) -> None:
+        value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise self._refused(
-                field, f"{field} is an integer of at least {least}.", f"use {field}={least}"
+                name, f"{name} is an integer of at least {least}.", f"use {name}={least}"
             )
 
-    def _check_one_of(self, field: str, choices: Any) -> None:
-        if getattr(self, field) not in get_args(choices):
-            raise self._refused(
-                field, f"no such {field}.", f"one of {', '.join(get_args(choices))}"
-            )
+    def _check_one_of(self, name: str, choices: Any) -> None:
+        if getattr(self, name) not in get_args(choices):
+            raise self._refused(name, f"no such {name}.", f"one of {', '.join(get_args(choices))}")
 
-    def _refused(self, field: str, problem: str, fix: str) -> ValueError:
+    def _refused(self, name: str, problem: str, fix: str) -> ValueError:
         return ValueError(
-            explain(type(self).__name__, problem, fix=fix, **{field: repr(getattr(self, field))})
+            explain(type(self).__name__, problem, fix=fix, **{name: repr(getattr(self, name))})
         )
 
     def _hash(self) -> int:
@@ -87,6 +117,12 @@ class TFDSEagerConfig(_Choice):
         TFDSEagerConfig(name="mnist", split="train", shuffle=True, seed=7)
 
     Args:
+        cacheable: Whether `data` and `collect_to_array` keep the arrays that they make, so that the
+            next call returns the same ones. The records are on the devices in any case.
+        batch_stats_fn: Makes the statistics of a batch: see `compute_statistics`.
+        precomputed_stats: Statistics known beforehand: see `get_statistics`.
+        stochastic: Whether the seed is drawn from `rngs`, in place of `seed`.
+        stream_name: Of the stream of `rngs` that it is drawn from.
         name: Name in TFDS, as `mnist`, `coco/2017` or `mnist:3.0.1`. Required.
         split: Any split that TFDS understands, as `train`, `test[:10%]`, `train+test`. Required.
         data_dir: Where datasets are prepared; TFDS's own default where absent.
@@ -140,6 +176,9 @@ class TFDSStreamingConfig(_Choice):
         TFDSStreamingConfig(name="imagenet2012", split="train", shuffle=True, map_fn=crop)
 
     Args:
+        cacheable: Whether decoded records are kept on the host, so that later epochs read and
+            decode them no more: the first ones, up to a tenth of the host's free memory. Not with
+            a random `map_fn`; without effect where records are no arrays of one shape.
         shuffle_buffer_size: With `access="sequential"`, the records among which the order is
             random, rounded down to a power of two of blocks. Each process reads blocks of its own
             where the batch size divides that number of blocks; where the batch is k times as

@@ -85,18 +85,23 @@ class Schedule:
                 return
 
     def after(self, cursor: Cursor) -> Cursor:
-        """Where the run stands when the batch at a cursor has been handed out."""
+        """Where the run stands when the batch at a cursor has been handed out.
+
+        Arithmetic without a branch, so that a traced cursor will do; so is `settled`.
+        """
         cursor = self.settled(cursor)
-        index = cursor.index + self.batch_size
         if self.remainder == "pad":
-            index = min(index, self.length)
-        epochs, index = divmod(index, self.length)
+            stop = cursor.index + min(self.batch_size, self.length)
+            full = stop // self.length
+            return Cursor(cursor.epoch + full, stop * (1 - full))
+        epochs, index = divmod(cursor.index + self.batch_size, self.length)
         return self.settled(Cursor(cursor.epoch + epochs, index))
 
     def settled(self, cursor: Cursor) -> Cursor:
         """The same place, past records that `drop` will never hand out from there."""
-        if self.remainder == "drop" and cursor.index + self.batch_size > self.length:
-            return Cursor(cursor.epoch + 1)
+        if self.remainder == "drop":
+            over = (cursor.index + self.batch_size - 1) // self.length
+            return Cursor(cursor.epoch + over, cursor.index * (1 - over))
         return cursor
 
     def steps(self, cursor: Cursor = Cursor()) -> int:

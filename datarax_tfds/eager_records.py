@@ -61,6 +61,7 @@ class EagerRecords:
             layout, self.length, self._packing.row_bytes, batch, reader.subject
         )
         self._rows = self._loaded(reader)
+        self._kept: dict[str, Any] | None = None
         finish = _row_major if batch.mesh.size == 1 else lambda columns: columns
         self._take = jax.jit(lambda *fetched: finish(self.build(fetched)))
         self._take_one = jax.jit(self._built_alone)
@@ -87,10 +88,16 @@ class EagerRecords:
         """The records of a selection, as a batch: `build` of `fetch`, compiled."""
         return self._take(*self.fetch(selection))
 
-    def take_traced(self, numbers: jax.Array) -> dict[str, Any]:
-        """`take` within a caller's own transformation."""
+    def take_within(self, numbers: jax.Array) -> dict[str, Any]:
+        """`take` of traced numbers, in a program of the caller's."""
         rows = {width: reference[...] for width, reference in self._referenced_rows.items()}
         return self.build((rows, numbers))
+
+    def fetch_steps(self, numbers: np.ndarray) -> tuple[Rows, np.ndarray]:
+        """What `build` needs for many batches, whose numbers are `[steps, n]`: all records, which
+        the batches share, and the numbers.
+        """
+        return self._rows, numbers.astype(np.int32, copy=False)
 
     def take_one(self, selection: Selection) -> dict[str, Any]:
         """The first record of a selection, without a batch axis, on every device of the mesh."""
@@ -101,13 +108,25 @@ class EagerRecords:
         for number in block.numbers()[: block.records]:
             yield self._take_one(self._rows, np.full(1, number, np.int32))
 
-    def arrays(self) -> dict[str, Any]:
+    def arrays(self, keep: bool) -> dict[str, Any]:
         """All records in stored order, `[N, ...]`, placed as the rows are: a copy.
 
         With layout `sharded`, rows of zeros fill up the last shards.
+
+        Args:
+            keep: Whether the next call is to return the same arrays.
         """
+        if self._kept is not None:
+            return self._kept
         storage = storage_sharding(self._batch, self.layout)
-        return jax.jit(_on_each_device(self._packing.unpack, storage))(self._rows)
+        arrays = jax.jit(_on_each_device(self._packing.unpack, storage))(self._rows)
+        if keep:
+            self._kept = arrays
+        return arrays
+
+    def reset_cache(self) -> None:
+        """Forgets the arrays of all records, but for those that it serves."""
+        self._kept = None
 
     @cached_property
     def _referenced_rows(self) -> Rows:

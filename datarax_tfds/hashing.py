@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 _WORD = 0xFFFFFFFF
 
@@ -15,18 +18,23 @@ def epoch_key(seed: int, epoch: int) -> int:
     return threefry_2x32((0, seed), (0, epoch))[0]
 
 
-def record_keys(seed: int, epochs: Any, numbers: np.ndarray) -> np.ndarray:
+def record_keys(seed: int, epochs: Any, numbers: Any) -> Any:
     """Two 32-bit words for each record in an epoch, whatever its place in the order.
 
     Args:
         seed: In `[0, 2**32)`.
         epochs: One epoch, or `[n]`, from 0.
-        numbers: `[n]`, in `[0, 2**62)`.
+        numbers: `[n]`, in `[0, 2**62)`; or a JAX array, which may be traced.
 
     Returns:
-        `[n, 2]` int32.
+        `[n, 2]` int32, an array like `numbers`.
     """
     # The highest bit keeps these keys apart from those of epochs.
+    if isinstance(numbers, jax.Array):
+        word = lambda value: jnp.asarray(value).astype(jnp.uint32)  # noqa: E731
+        counters = word(np.uint32(1 << 31)), word(numbers)
+        words = threefry_2x32((word(np.uint32(seed)), word(epochs)), counters)
+        return lax.bitcast_convert_type(jnp.stack(words, axis=-1), jnp.int32)
     numbers = numbers.astype(np.int64)
     counters = numbers >> 32 | 1 << 31, numbers & _WORD
     words = threefry_2x32((seed, epochs), counters)
@@ -38,7 +46,7 @@ def threefry_2x32(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, 
     2011): what `jax.random` computes on a device, here on the host.
 
     Args:
-        key: Two words below 2**32, as integers or int64 arrays.
+        key: Two words below 2**32, as integers, int64 arrays, or uint32 arrays of JAX.
         counter: Two words more.
 
     Returns:

@@ -69,7 +69,7 @@ def _free_bytes(batch: NamedSharding) -> int:
     if all("bytes_limit" in stat for stat in stats):
         free = min(stat["bytes_limit"] - stat.get("bytes_in_use", 0) for stat in stats)
     else:
-        free = _free_host_bytes() // len(devices)
+        free = free_host_bytes() // len(devices)
     if jax.process_count() == 1:
         return free
     # In MiB: with 64-bit types off, bytes would not survive the trip.
@@ -81,7 +81,7 @@ def _free_bytes(batch: NamedSharding) -> int:
     return int(jax.jit(jnp.min)(every)) << 20
 
 
-def _free_host_bytes() -> int:
+def free_host_bytes() -> int:
     """What the host can still give: the devices of the CPU backend share its memory."""
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():

@@ -3,22 +3,25 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple, Self
 
 import jax
+import jax.core
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import lax
+from jax.sharding import NamedSharding
 
 from datarax_tfds.cursor import Cursor, Remainder, Schedule
 from datarax_tfds.prefetch import handed_out
 from datarax_tfds.source import Records, Source
 from datarax_tfds.spec import require_arrays
+from datarax_tfds.stages import Batch, Stage, StageGraph, are_random, chain, graph_of
 from datarax_tfds.state import Identity, restored, saved
-from sharding import check_batch_size, global_batch
+from sharding import check_batch_size, take_rows
 from sharding.messages import explain
-
-Batch = dict[str, Any]
-Stage = Callable[[Batch], Batch]
 
 MASK = "mask"
 
@@ -30,14 +33,22 @@ class Pipeline(nnx.Module):
         for batch in pipeline:          # the rest of the current epoch
             train_step(model, batch)
 
+    Three ways to drive it give the same batches: this loop, `step` inside a function of your own
+    that `nnx.jit` compiles, and `scan`, many steps as one program.
+
     Batch k is the same, bit for bit, wherever it is made. The cursor is the source's own; it
     counts the batches that were handed out, whatever is prefetched.
 
+    A stage is a function of a batch, or an NNX module, whose state stays with it. If it takes
+    `keys`, it is given a PRNG key for each record, `[batch_size]`. A module that holds `nnx.Rngs`
+    is applied to each record alone, as a batch of one, with streams of that record's own. Both
+    depend on nothing but the seed of the source, the epoch and the number of the record (and the
+    module's own streams): a record is augmented alike on any number of hosts, in a batch of any
+    size, and after any resume.
+
     Args:
         source: Where records come from.
-        stages: Applied in order to each batch, compiled with the gather into one program: functions
-            of a batch, or NNX modules, whose state stays with them. A stage that is random
-            draws from its own streams.
+        stages: Applied in order to each batch, compiled with the gather into one program.
         batch_size: Rows over all processes, a multiple of the row shards of the source.
         rngs: Kept as `rngs`, for callers that hand streams around.
         remainder: What the last batch of an epoch holds if `batch_size` does not divide the epoch.
@@ -66,7 +77,7 @@ class Pipeline(nnx.Module):
         self.stages = nnx.List(stages)
         self.batch_size = int(batch_size)
         self.rngs = rngs
-        self._staged = nnx.static(_staged(source.records))
+        self._link(chain(stages))
         self.schedule = Schedule(len(source), self.batch_size, remainder)
         if remainder == "pad" and MASK in source.element_spec():
             raise ValueError(
@@ -79,6 +90,55 @@ class Pipeline(nnx.Module):
                 )
             )
 
+    @classmethod
+    def from_dag(
+        cls,
+        *,
+        source: Source,
+        nodes: Mapping[str, Stage],
+        edges: Mapping[str, Sequence[str]],
+        sink: str,
+        batch_size: int,
+        rngs: nnx.Rngs | None = None,
+        remainder: Remainder = "wrap",
+    ) -> Self:
+        """A pipeline whose stages branch and merge.
+
+            Pipeline.from_dag(
+                source=source,
+                nodes={"plain": normalize, "noisy": augment, "both": lambda one, other: ...},
+                edges={"plain": [], "noisy": ["plain"], "both": ["plain", "noisy"]},
+                sink="both",
+                batch_size=128,
+            )
+
+        Args:
+            source: As for `Pipeline`.
+            nodes: Stages by name. Each takes as many batches as it has edges.
+            edges: For each name, those whose results it takes, in the order of its parameters; none
+                for the batch of the source.
+            sink: Whose result is handed out.
+            batch_size: As for `Pipeline`.
+            rngs: Likewise.
+            remainder: Likewise.
+
+        Raises:
+            ValueError: As for `Pipeline`; and a name without a stage, a stage without edges, a
+                cycle, or a stage that the sink does not depend on.
+        """
+        graph, stages = graph_of(nodes, edges, sink)
+        pipeline = cls(
+            source=source, stages=stages, batch_size=batch_size, rngs=rngs, remainder=remainder
+        )
+        pipeline._link(graph)
+        return pipeline
+
+    def _link(self, graph: StageGraph) -> None:
+        self._graph = nnx.static(graph)
+        self._random = are_random(self.stages)
+        self._staged = nnx.static(_staged(self.source.records, graph, self.source.sharding))
+        self._scanned = nnx.static(_scanned(self.source.records, graph, self.source.sharding))
+
     def __iter__(self) -> Iterator[Batch]:
         """The batches from the cursor to the end of its epoch."""
         return handed_out(self, size=0)
@@ -87,13 +147,87 @@ class Pipeline(nnx.Module):
         """How many batches the next `for` hands out."""
         return self.schedule.steps(self.cursor)
 
+    def step(self) -> Batch:
+        """The next batch, running on into the next epoch.
+
+        Inside a compiled function, pass the pipeline as an argument, and use `nnx.jit`:
+
+            @nnx.jit
+            def train_step(model, optimizer, pipeline):
+                batch = pipeline.step()
+
+        Raises:
+            NotImplementedError: In a compiled function, of a stream.
+        """
+        before = self.cursor
+        traced = isinstance(before.index, jax.core.Tracer)
+        batch = self._batch_within(before) if traced else self._batch(before)
+        self.move_to(self.schedule.after(before))
+        return batch
+
+    def scan(
+        self,
+        step_fn: Callable[..., Any],
+        *,
+        length: int,
+        modules: Sequence[Any] = (),
+        init_carry: Any = None,
+    ) -> Any:
+        """`length` steps as one XLA program, over the ends of epochs.
+
+            losses = pipeline.scan(train_step, length=len(pipeline), modules=(model, optimizer))
+
+        Compiled once for a `step_fn`, a length and a structure of the modules: pass the same
+        function each time.
+
+        Args:
+            step_fn: `step_fn(*modules, batch)`, which may change the modules and returns what is to
+                be collected, or `step_fn(carry, *modules, batch)`, which returns a new carry, too.
+            length: How many steps.
+            modules: NNX modules, as a model and its optimizer; they keep what the steps change.
+            init_carry: The first carry; absent for the first form.
+
+        Returns:
+            What the steps returned, stacked, `[length, ...]`; with a carry, `(carry, stacked)`.
+
+        Raises:
+            NotImplementedError: Of a stream.
+            ValueError: `length` is not a positive integer.
+        """
+        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+            raise ValueError(
+                explain(
+                    "Pipeline.scan",
+                    "length is a number of steps.",
+                    length=repr(length),
+                    fix="use length=len(pipeline) for the rest of the epoch",
+                )
+            )
+        steps, end = self._steps(length)
+        shared, numbers = self.source.records.fetch_steps(steps.numbers)
+        graphdef, state = nnx.split((self.stages, tuple(modules)))
+        (state, carry), outputs = self._scanned(
+            shared,
+            steps._replace(numbers=numbers),
+            jax.tree.map(jnp.asarray, (state, init_carry)),
+            graphdef,
+            step_fn,
+        )
+        nnx.update((self.stages, tuple(modules)), state)
+        self.move_to(end, batches=length)
+        return outputs if init_carry is None else (carry, outputs)
+
     @property
     def cursor(self) -> Cursor:
         """The next position to hand out: the source's."""
         return self.source.cursor
 
-    def move_to(self, cursor: Cursor) -> None:
-        """Goes on from another position."""
+    def move_to(self, cursor: Cursor, batches: int = 1) -> None:
+        """Goes on from another position, as many batches ahead."""
+        if self.schedule.remainder == "drop":
+            before = self.cursor
+            passed = (cursor.epoch - before.epoch) * len(self.source) + cursor.index - before.index
+            self.source.left_out(passed - batches * self.batch_size)
         self.source.move_to(cursor)
 
     def ahead(self) -> Iterator[tuple[Cursor, Batch, Cursor]]:
@@ -134,29 +268,90 @@ class Pipeline(nnx.Module):
             StateMismatchError: A `ValueError`: it is damaged, or of another dataset, split, order,
                 seed or remainder; every field that differs is named.
         """
-        self.move_to(restored(state, self.identity, f"Pipeline of {self.source.name}"))
+        self.source.jump_to(restored(state, self.identity, f"Pipeline of {self.source.name}"))
 
     def _batch(self, cursor: Cursor) -> Batch:
         records = self.source.records
         selection = self.source.at(self.schedule, cursor)
-        mask = None
-        if self.schedule.remainder == "pad":
-            real = selection.records
-            mask = global_batch(
-                lambda rows: np.arange(rows.start, rows.stop) < real,
-                self.batch_size,
-                self.source.sharding,
-            )
-        if not self.stages:
-            batch = records.take(selection)
-            return batch if mask is None else batch | {MASK: mask}
+        pads = self.schedule.remainder == "pad"
+        if not self.stages and not pads:
+            return records.take(selection)
         graphdef, state = nnx.split(self.stages)
-        batch, changes = self._staged(records.fetch(selection), mask, state, graphdef)
+        batch, changes = self._staged(
+            records.fetch(selection),
+            np.int32(selection.records) if pads else None,
+            selection.keys() if self._random else None,
+            state,
+            graphdef,
+        )
         nnx.update(self.stages, changes)
         return batch
 
+    def _batch_within(self, cursor: Cursor) -> Batch:
+        """`_batch` in a program of the caller's."""
+        source, schedule = self.source, self.schedule
+        cursor = schedule.settled(cursor)
+        epochs, numbers = source.numbers_within(cursor.epoch, cursor.index, self.batch_size)
+        real = keys = None
+        if schedule.remainder == "pad":
+            real = schedule.length - cursor.index
+            numbers = jnp.where(jnp.arange(self.batch_size) < real, numbers, schedule.length)
+        if self._random:
+            keys = source.keys_within(epochs, numbers)
+        batch = source.records.take_within(numbers)
+        return _through(self._graph, self.stages, batch, real, keys, source.sharding)
 
-def _staged(records: Records) -> Callable[..., tuple[Batch, nnx.State]]:
+    def _steps(self, length: int) -> tuple["_Steps", Cursor]:
+        """The next batches as arrays of what each takes, and where the run stands after them."""
+        batch = self.source.at(self.schedule, self.cursor)
+        if self.schedule.remainder == "wrap":
+            # One long batch takes the same records, at once.
+            whole = dataclasses.replace(self.schedule, batch_size=length * self.batch_size)
+            batches = [self.source.at(whole, self.cursor)]
+        else:
+            batches = list(accumulate(range(length - 1), lambda b, _: b.following, initial=batch))
+        shape = (length, self.batch_size)
+        pads = self.schedule.remainder == "pad"
+        steps = _Steps(
+            numbers=np.concatenate([batch.numbers() for batch in batches]).reshape(shape),
+            real=np.array([batch.records for batch in batches], np.int32) if pads else None,
+            keys=np.concatenate([batch.keys() for batch in batches]).reshape(*shape, 2)
+            if self._random
+            else None,
+        )
+        return steps, batches[-1].following.cursor
+
+
+class _Steps(NamedTuple):
+    """What the batches of some steps take, and what their stages are given."""
+
+    numbers: np.ndarray  # [steps, batch_size]
+    real: np.ndarray | None  # [steps], how many rows are records
+    keys: np.ndarray | None  # [steps, batch_size, 2]
+
+
+def _through(
+    graph: StageGraph,
+    stages: Sequence[Stage],
+    batch: Batch,
+    real: Any,
+    keys: Any,
+    rows: NamedSharding,
+) -> Batch:
+    """A batch through its stages, with a mask where some rows may be padding; traceable."""
+    numbers = jnp.arange(jax.tree.leaves(batch)[0].shape[0], dtype=jnp.int32)
+
+    def placed(values: jax.Array) -> jax.Array:
+        return take_rows(values, numbers, rows, "replicated")
+
+    if real is not None:
+        batch |= {MASK: placed(numbers < real)}
+    return graph.apply(stages, batch, None if keys is None else placed(jnp.asarray(keys)))
+
+
+def _staged(
+    records: Records, graph: StageGraph, rows: NamedSharding
+) -> Callable[..., tuple[Batch, nnx.State]]:
     """A batch through the stages, and what they changed of their state: as one program.
 
     Compiled for one pipeline, so that records go when it does.
@@ -164,15 +359,11 @@ def _staged(records: Records) -> Callable[..., tuple[Batch, nnx.State]]:
 
     @partial(jax.jit, static_argnames="graphdef")
     def staged(
-        fetched: Any, mask: jax.Array | None, state: nnx.State, graphdef: Any
+        fetched: Any, real: Any, keys: Any, state: nnx.State, graphdef: Any
     ) -> tuple[Batch, nnx.State]:
-        batch = records.build(fetched)
-        if mask is not None:
-            batch |= {MASK: mask}
         before = [variable.get_raw_value() for _, variable in nnx.to_flat_state(state)]
         stages = nnx.merge(graphdef, state)
-        for stage in stages:
-            batch = stage(batch)
+        batch = _through(graph, stages, records.build(fetched), real, keys, rows)
         after = nnx.to_flat_state(nnx.state(stages))
         # Only what changed leaves the program: returning the parameters would copy them.
         changes = [
@@ -183,3 +374,24 @@ def _staged(records: Records) -> Callable[..., tuple[Batch, nnx.State]]:
         return batch, nnx.from_flat_state(changes)
 
     return staged
+
+
+def _scanned(records: Records, graph: StageGraph, rows: NamedSharding) -> Callable[..., Any]:
+    """Many steps as one program, compiled for one pipeline, as `_staged`."""
+
+    @partial(jax.jit, static_argnames=("graphdef", "step_fn"))
+    def scanned(shared: Any, steps: _Steps, start: Any, graphdef: Any, step_fn: Any) -> Any:
+        def body(state_and_carry: Any, step: _Steps) -> Any:
+            state, carry = state_and_carry
+            stages, modules = nnx.merge(graphdef, state)
+            batch = records.build((shared, step.numbers))
+            batch = _through(graph, stages, batch, step.real, step.keys, rows)
+            if carry is None:
+                output = step_fn(*modules, batch)
+            else:
+                carry, output = step_fn(carry, *modules, batch)
+            return (nnx.state((stages, modules)), carry), output
+
+        return lax.scan(body, start, steps)
+
+    return scanned

@@ -3,10 +3,11 @@
 import dataclasses
 import functools
 import hashlib
+import inspect
 import operator
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import jax
 import jax.core
@@ -18,12 +19,15 @@ from jax.sharding import NamedSharding
 from datarax_tfds.block_order import BlockOrder
 from datarax_tfds.config import AnyConfig
 from datarax_tfds.cursor import Cursor, Schedule
+from datarax_tfds.hashing import record_keys
+from datarax_tfds.operation_counts import OperationCounts
 from datarax_tfds.order import Order, check_seed, index_shuffle
 from datarax_tfds.prefetch import handed_out
 from datarax_tfds.records import RecordReader
 from datarax_tfds.selection import AtCursor, Chosen, Selection
 from datarax_tfds.split import open_split
 from datarax_tfds.state import Identity, restored, saved
+from datarax_tfds.statistics import Statistics
 from sharding import (
     batch_sharding,
     check_batch_size,
@@ -51,6 +55,22 @@ class Records(Protocol):
 
     def take(self, selection: Selection) -> dict[str, Any]:
         """Both in one."""
+        ...
+
+    def take_within(self, numbers: jax.Array) -> dict[str, Any]:
+        """The records of traced numbers `[n]`, in a program of the caller's."""
+        ...
+
+    def fetch_steps(self, numbers: np.ndarray) -> tuple[Any, np.ndarray]:
+        """What `build` needs for many batches `[steps, n]`: what they share, and the rest."""
+        ...
+
+    def arrays(self, keep: bool) -> dict[str, Any]:
+        """All records on the devices, `[N, ...]`; the same arrays the next time, with `keep`."""
+        ...
+
+    def reset_cache(self) -> None:
+        """Frees what is kept only to be faster the next time."""
         ...
 
     def take_one(self, selection: Chosen) -> dict[str, Any]:
@@ -86,17 +106,14 @@ class Source(nnx.Module, Generic[Config, Opened]):
         name: str | None = None,
         sharding: NamedSharding | None = None,
     ):
-        self.config: Config = nnx.static(config)
-        self.rngs = rngs
-        self.name = name or f"{type(self).__name__}({config.name}:{config.split})"
-        self.sharding = nnx.static(resolved_sharding(sharding, self.name))
+        name = name or f"{type(self).__name__}({config.name}:{config.split})"
+        self.sharding = nnx.static(resolved_sharding(sharding, name))
         split = open_split(config)
         self._info = nnx.static(split.info)
         self.length = len(split)
-        self._seed = config.seed
-        self._order = self._ordered(config.shuffle)
-        reader = RecordReader(split, config, self.name)
-        self._stochastic = reader.stochastic
+        self._configure(config, rngs, name)
+        reader = RecordReader(split, config, name)
+        self._map_fn_draws = reader.stochastic
         self._identity = Identity(
             dataset=split.dataset,
             split=split.ranges,
@@ -109,14 +126,48 @@ class Source(nnx.Module, Generic[Config, Opened]):
         self.records: Opened = nnx.static(self._opened(reader))
         self.index = nnx.Variable(0)
         self.epoch = nnx.Variable(0)
+        self._counts = OperationCounts()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # What help() and editors show; NNX hides it behind (*args, **kwargs).
+        _, *parameters = inspect.signature(cls.__init__).parameters.values()
+        cls.__signature__ = inspect.Signature(parameters)
+
+    def _configure(self, config: Config, rngs: nnx.Rngs | None, name: str) -> None:
+        """Takes over all of a config that does not decide what is read, and how."""
+        self.config: Config = nnx.static(config)
+        self.rngs = nnx.data(rngs)
+        self.name = name
+        self.stochastic = config.stochastic
+        self.stream_name = config.stream_name
+        self._seed = self._drawn_seed() if config.stochastic else config.seed
+        self._order = self._ordered(config.shuffle)
+        self._statistics = Statistics(config.precomputed_stats)
+
+    def _drawn_seed(self) -> int:
+        streams = list(self.rngs or ())
+        assert self.stream_name is not None
+        if self.rngs is None or not {self.stream_name, "default"} & set(streams):
+            raise ValueError(
+                explain(
+                    self.name,
+                    f"the seed is to be drawn from a stream {self.stream_name!r} of rngs, and there"
+                    " is none.",
+                    streams=", ".join(streams) or "no rngs",
+                    fix=f"pass rngs=nnx.Rngs({self.stream_name}=0), or use stochastic=False",
+                )
+            )
+        return int(key_word(self.rngs[self.stream_name]()))
 
     @abstractmethod
     def _opened(self, reader: RecordReader) -> Opened:
         """The records, ready to be taken."""
 
-    @abstractmethod
-    def _taken_within(self, positions: jax.Array, key: jax.Array | None) -> dict[str, Any]:
-        """The records at traced positions, in a program of the caller's."""
+    # Fields that a copy may have otherwise without opening the records anew.
+    _not_of_reading: ClassVar[frozenset[str]] = frozenset(
+        {"batch_stats_fn", "precomputed_stats", "stochastic", "stream_name", "shuffle", "seed"}
+    )
 
     @abstractmethod
     def _ordered(self, shuffle: bool) -> Order | BlockOrder:
@@ -145,16 +196,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
     def __getitem__(self, number: int) -> dict[str, Any]:
         """The record of a number, in stored order; negative ones count from the end."""
         place = operator.index(number)
-        if not -self.length <= place < self.length:
-            raise IndexError(
-                explain(
-                    self.name,
-                    "there is no such record.",
-                    number=number,
-                    records=self.length,
-                    fix=f"use a number below {self.length}",
-                )
-            )
+        self._require(place, least=-self.length)
         return self.records.take_one(self._chosen(np.array([place % self.length])))
 
     def get_batch(self, batch_size: int, key: jax.Array | None = None) -> dict[str, Any]:
@@ -195,19 +237,57 @@ class Source(nnx.Module, Generic[Config, Opened]):
             Arrays `[size, ...]`. O(size), whatever the length.
         """
         check_batch_size(size, self.sharding)
-        offsets = jnp.arange(size, dtype=jnp.int32)
-        if any(isinstance(value, jax.core.Tracer) for value in (offsets, start, key)):
-            positions = jnp.asarray(start, jnp.int32) + offsets
-            return self._taken_within(positions, key)
-        start = int(start)
+        if _traced(start, key):
+            return self.records.take_within(self._numbers_within(start, size, key))
         if key is None:
-            epoch, index = divmod(start, self.length)
+            epoch, index = divmod(int(start), self.length)
             cursor = Cursor(self.cursor.epoch + epoch, index)
             return self.records.take(self.at(Schedule(self.length, size), cursor))
-        positions = np.arange(start, start + size) % self.length
-        if self.is_random_order:
-            positions = index_shuffle(positions, self.length, int(key_word(key)))
-        return self.records.take(self._chosen(positions))
+        return self.records.take(self._chosen(self._numbers_at(int(start), size, key)))
+
+    def record_indices_at(
+        self, start: int | jax.Array, size: int, key: jax.Array | None = None
+    ) -> jax.Array:
+        """The numbers of the records that `get_batch_at` takes: `[size]` int32; traceable."""
+        if _traced(start, key):
+            return self._numbers_within(start, size, key)
+        return jnp.asarray(self._numbers_at(int(start), size, key), jnp.int32)
+
+    def get_records(self, indices: Any) -> dict[str, Any]:
+        """Records by number, as they are stored; traceable where `get_batch_at` is.
+
+        Args:
+            indices: `[n]` integers in `[0, N)`, `n` a multiple of the row shards. Traced ones are
+                not checked.
+
+        Returns:
+            Arrays `[n, ...]`.
+
+        Raises:
+            IndexError: A number that no record has.
+        """
+        check_batch_size(len(indices), self.sharding)
+        if _traced(indices):
+            return self.records.take_within(indices)
+        numbers = np.asarray(indices)
+        for number in (numbers.min(), numbers.max()):
+            self._require(int(number), least=0)
+        return self.records.take(self._chosen(numbers))
+
+    def process(self, input: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: A002
+        """Records by number: one, for an integer, as `source[number]`; a batch, for an array of
+        them, as `get_records`. Takes nothing else.
+        """
+        if args or kwargs:
+            raise TypeError(
+                explain(
+                    self.name,
+                    "process takes record numbers, and nothing else.",
+                    got=", ".join([*map(repr, args), *kwargs]),
+                    fix="pass an integer or an array of integers",
+                )
+            )
+        return self[input] if np.ndim(input) == 0 else self.get_records(input)
 
     def at(self, schedule: Schedule, cursor: Cursor) -> AtCursor:
         """The batch at a cursor, as which records it takes."""
@@ -231,18 +311,27 @@ class Source(nnx.Module, Generic[Config, Opened]):
         return Cursor(_count(self.epoch), _count(self.index))
 
     def move_to(self, cursor: Cursor) -> None:
-        """Goes on from another position."""
+        """Goes on from another position, as far ahead as records were handed out."""
         # Raw: refused in a jit that only closes over the source, where it would not last; and
         # 2 us where set_value takes 9.
         self.epoch.set_raw_value(cursor.epoch)
         self.index.set_raw_value(cursor.index)
+
+    def jump_to(self, cursor: Cursor) -> None:
+        """Goes on from any position."""
+        self._counts.jumped(self.cursor, cursor)
+        self.move_to(cursor)
+
+    def left_out(self, records: Any) -> None:
+        """Notes that as many records were passed over by a remainder policy; traceable."""
+        self._counts.left_out(records)
 
     def reset(self, seed: int | None = None) -> None:
         """Goes back to the first record of epoch 0; with a seed, of another order."""
         if seed is not None:
             self._seed = check_seed(seed)
             self.set_random_order(self.is_random_order)
-        self.move_to(Cursor())
+        self.jump_to(Cursor())
 
     @property
     def is_random_order(self) -> bool:
@@ -259,7 +348,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
         return dataclasses.replace(
             self._identity,
             shuffle=self.is_random_order,
-            seed=self._seed if self.is_random_order or self._stochastic else None,
+            seed=self._seed if self.is_random_order or self._map_fn_draws else None,
             order=self._order.version,
         )
 
@@ -278,7 +367,116 @@ class Source(nnx.Module, Generic[Config, Opened]):
             StateMismatchError: A `ValueError`: it is damaged, or of another dataset, split, order
                 or seed; every field that differs is named.
         """
-        self.move_to(restored(state, self.identity, self.name))
+        self.jump_to(restored(state, self.identity, self.name))
+
+    def get_operation_stats(self) -> dict[str, int]:
+        """How many records were handed out, as `applied_count`, and how many a pipeline's
+        `remainder="drop"` left out, as `skipped_count`: since construction or the last reset.
+
+        Not inside a compiled function; those handed out there count.
+        """
+        return self._counts.at(self.cursor, self.length)
+
+    def reset_operation_stats(self) -> None:
+        """Counts from here."""
+        self._counts.reset(self.cursor)
+
+    def compute_statistics(self, data: Any) -> dict[str, Any] | None:
+        """What `config.batch_stats_fn` makes of a batch, kept; None without that function."""
+        return self._statistics.compute(self.config.batch_stats_fn, data)
+
+    def get_statistics(self) -> dict[str, Any] | None:
+        """`config.precomputed_stats`, until others are set or all are reset; else the statistics
+        that were set or computed last; None if there are none.
+        """
+        return self._statistics.current
+
+    def set_statistics(self, stats: dict[str, Any]) -> None:
+        """Sets statistics, in place of all that there were."""
+        self._statistics.replace(stats)
+
+    def reset_statistics(self) -> None:
+        """Forgets all statistics, those of the config too."""
+        self._statistics.replace(None)
+
+    def reset_cache(self) -> None:
+        """Frees what `cacheable` keeps; without effect if the config is not `cacheable`."""
+        self.records.reset_cache()
+
+    def collect_to_array(self) -> dict[str, Any]:
+        """All records in stored order on the devices, for training loops of one's own.
+
+        Returns:
+            Arrays `[N, ...]`: a copy. Where they are cut over devices, rows of zeros fill up the
+            last ones; `len(source)` says which are records.
+
+        Raises:
+            ValueError: Records that cannot be rows of an array, that `map_fn` changes from epoch to
+                epoch, or that do not fit the devices.
+        """
+        return self.records.arrays(keep=self.config.cacheable)
+
+    def clone(self) -> Self:
+        """Another source with the same state, independent from now on. The records are shared."""
+        return nnx.clone(self)
+
+    def copy(
+        self,
+        *,
+        config: Config | None = None,
+        rngs: nnx.Rngs | None = None,
+        name: str | None = None,
+    ) -> Self:
+        """Another source that differs in what is given, at the same position.
+
+        The records are shared where the config reads the same ones in the same way; else they are
+        opened anew, and the position is the first.
+
+        Args:
+            config: In place of this one.
+            rngs: Likewise.
+            name: Likewise.
+        """
+        wanted = self.config if config is None else config
+        if rngs is None:
+            rngs = None if self.rngs is None else nnx.clone(self.rngs)
+        alike = {field: getattr(self.config, field) for field in self._not_of_reading}
+        if dataclasses.replace(wanted, **alike) != self.config:
+            return type(self)(wanted, rngs=rngs, name=name, sharding=self.sharding)
+        other = self.clone()
+        if config is not None:
+            other._configure(config, rngs, name or self.name)
+        other.rngs, other.name = nnx.data(rngs), name or self.name
+        return other
+
+    def requires_rng_streams(self) -> list[str] | None:
+        """The streams of `rngs` that the seed is drawn from; None for a source that draws none."""
+        return [self.stream_name] if self.stream_name is not None else None
+
+    def ensure_rng_streams(self, stream_names: list[str]) -> None:
+        """Refuses a list of streams without those that are required.
+
+        Raises:
+            ValueError: One is missing; the message names it.
+        """
+        missing = set(self.requires_rng_streams() or ()) - set(stream_names)
+        if missing:
+            raise ValueError(
+                explain(
+                    self.name,
+                    f"the RNG stream {', '.join(map(repr, sorted(missing)))} is missing.",
+                    streams=", ".join(stream_names) or "none",
+                    fix="make rngs with that stream",
+                )
+            )
+
+    @abstractmethod
+    def supports_indexed_access(self) -> bool:
+        """Whether batches can be taken inside a compiled function, as datarax's Pipeline asks."""
+
+    def supports_streaming(self) -> bool:
+        """Whether batches can be taken one after the other: always."""
+        return True
 
     @property
     def dataset_name(self) -> str | None:
@@ -306,6 +504,50 @@ class Source(nnx.Module, Generic[Config, Opened]):
 
     __str__ = __repr__
 
+    def _require(self, number: int, least: int) -> None:
+        if not least <= number < self.length:
+            raise IndexError(
+                explain(
+                    self.name,
+                    "there is no such record.",
+                    number=number,
+                    records=self.length,
+                    fix=f"use a number from {least} to {self.length - 1}",
+                )
+            )
+
+    def _numbers_at(self, start: int, size: int, key: jax.Array | None) -> np.ndarray:
+        if key is None:
+            epoch, index = divmod(start, self.length)
+            cursor = Cursor(self.cursor.epoch + epoch, index)
+            return self.at(Schedule(self.length, size), cursor).numbers()
+        positions = np.arange(start, start + size) % self.length
+        if not self.is_random_order:
+            return positions
+        return index_shuffle(positions, self.length, int(key_word(key)))
+
+    def numbers_within(
+        self, epoch: int | jax.Array, index: int | jax.Array, size: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """Which records follow a traced position: their epochs and numbers, `[size]` int32."""
+        positions = jnp.asarray(index, jnp.int32) + jnp.arange(size, dtype=jnp.int32)
+        epochs = jnp.asarray(epoch, jnp.int32) + positions // self.length
+        return epochs, self._order.numbers(epochs, positions % self.length)
+
+    def keys_within(self, epochs: jax.Array, numbers: jax.Array) -> jax.Array:
+        """Two words for each record, as `AtCursor.keys`: `[size, 2]` int32."""
+        return record_keys(self._seed, epochs, numbers)
+
+    def _numbers_within(
+        self, start: int | jax.Array, size: int, key: jax.Array | None
+    ) -> jax.Array:
+        """`_numbers_at` in a program of the caller's."""
+        if key is None:
+            _, numbers = self.numbers_within(self.epoch.get_value(), start, size)
+            return numbers
+        places = (jnp.asarray(start, jnp.int32) + jnp.arange(size, dtype=jnp.int32)) % self.length
+        return index_shuffle(places, self.length, key_word(key)) if self.is_random_order else places
+
     def _chosen(self, numbers: np.ndarray) -> Chosen:
         return Chosen(numbers, self.cursor.epoch, self._seed)
 
@@ -326,6 +568,12 @@ def resolved_sharding(sharding: NamedSharding | None, subject: str) -> NamedShar
         return batch_sharding(make_mesh({"data": 1}, devices=jax.local_devices()[:1]))
     row_axes(sharding)
     return sharding
+
+
+def _traced(*values: Any) -> bool:
+    """Whether this runs under a transformation: with such a value, or in the midst of one."""
+    # Under jit, a new array is a tracer.
+    return any(isinstance(value, jax.core.Tracer) for value in (jnp.zeros(()), *values))
 
 
 def _count(variable: nnx.Variable) -> Any:

@@ -6,19 +6,23 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from datarax_tfds.decoding import LEAST_TOGETHER, MOST_TOGETHER, decoded_together
+from datarax_tfds.eager_records import EagerRecords
+from datarax_tfds.layout import EASY_SHARE, free_host_bytes
 from datarax_tfds.read_ahead import ReadAhead
+from datarax_tfds.record_cache import RecordCache
 from datarax_tfds.records import RecordReader
 from datarax_tfds.selection import AtCursor, Chosen, Selection
 from datarax_tfds.spec import require_arrays, require_same_widths
 from datarax_tfds.threads import DecodingPool, decoding_threads
 from sharding import global_batch, local_rows
+from sharding.messages import explain
 
 _GROUP_BYTES = 16 << 20  # of batches that are read together: larger ones gain nothing by it
 
@@ -35,14 +39,29 @@ class StreamingRecords:
         reader: Reads records from the files.
         batch: How batches lie on the mesh.
         prefetch_buffer: That of the config.
+        cacheable: Likewise.
+
+    Raises:
+        ValueError: `cacheable` with a random `map_fn`.
     """
 
-    def __init__(self, reader: RecordReader, *, batch: NamedSharding, prefetch_buffer: int):
+    def __init__(
+        self,
+        reader: RecordReader,
+        *,
+        batch: NamedSharding,
+        prefetch_buffer: int,
+        cacheable: bool,
+    ):
         self.length = reader.length
         self.spec = reader.spec
         self._reader = reader
         self._batch = batch
         self._everywhere = NamedSharding(batch.mesh, PartitionSpec())
+        self._read = reader.read
+        self._cache = _cache_of(reader) if cacheable else None
+        if self._cache is not None:
+            self._read = self._cache.read
         self._pool = DecodingPool()
         weakref.finalize(self, self._pool.close)
         # Beside the batches that wait decoded, one is being decoded.
@@ -73,6 +92,28 @@ class StreamingRecords:
     def take(self, selection: Selection) -> dict[str, Any]:
         """The records of a selection, as a batch `[batch_size, ...]`."""
         return self.fetch(selection)
+
+    def take_within(self, numbers: Any) -> NoReturn:
+        """Not to be had: a stream is read on the host."""
+        raise NotImplementedError(
+            explain(
+                self._reader.subject,
+                "a stream cannot be read within a compiled function.",
+                batch_size=len(numbers),
+                fix="take the batch outside and pass it in, or use a TFDSEagerSource",
+            )
+        )
+
+    fetch_steps = take_within
+
+    def arrays(self, keep: bool) -> dict[str, Any]:
+        """All records in stored order, `[N, ...]`, on the devices; none of them is kept."""
+        return EagerRecords(self._reader, batch=self._batch, layout="auto").arrays(keep)
+
+    def reset_cache(self) -> None:
+        """Forgets decoded records."""
+        if self._cache is not None:
+            self._cache.clear()
 
     def take_one(self, selection: Chosen) -> dict[str, Any]:
         """One record, without a batch axis; text as bytes, all else on every device of the mesh."""
@@ -126,7 +167,7 @@ class StreamingRecords:
             size = self._chunk(len(numbers), len(numbers) - start)
             rows = slice(start, start + size)
             work = numbers[rows], None if keys is None else keys[rows]
-            chunks.append((start, self._pool.submit(self._reader.read, *work)))
+            chunks.append((start, self._pool.submit(self._read, *work)))
             start += size
         return chunks
 
@@ -167,6 +208,23 @@ def _sound(
         # Whatever it was: nothing that was read beside it is to fail later on.
         ahead.clear()
         return finish(begin([selection])[0])
+
+
+def _cache_of(reader: RecordReader) -> RecordCache | None:
+    if reader.stochastic:
+        raise ValueError(
+            explain(
+                reader.subject,
+                "records that are kept could not change from epoch to epoch, as map_fn asks.",
+                cacheable=True,
+                map_fn="takes a seed",
+                fix="use cacheable=False, or a random stage of the Pipeline in place of map_fn",
+            )
+        )
+    if not reader.holds_arrays:
+        return None
+    most_bytes = int(EASY_SHARE * free_host_bytes())
+    return RecordCache(reader.read, reader.spec, length=reader.length, most_bytes=most_bytes)
 
 
 # Consecutive records under way: the number of the first, and the columns of some.

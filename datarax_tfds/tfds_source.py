@@ -3,10 +3,9 @@
 import dataclasses
 import difflib
 import logging
-from typing import Any, NoReturn, final
+from typing import Any, final
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding
 from tqdm import tqdm
@@ -15,15 +14,15 @@ from datarax_tfds.block_order import BlockOrder
 from datarax_tfds.config import TFDSEagerConfig, TFDSStreamingConfig
 from datarax_tfds.eager_records import EagerRecords
 from datarax_tfds.layout import EASY_SHARE, memory_share
-from datarax_tfds.order import Order, index_shuffle
+from datarax_tfds.order import Order
 from datarax_tfds.packing import Packing
 from datarax_tfds.records import RecordReader
-from datarax_tfds.source import Source, key_word, resolved_sharding
+from datarax_tfds.source import Source, resolved_sharding
 from datarax_tfds.split import open_split
 from datarax_tfds.streaming_records import StreamingRecords
 from sharding.messages import explain
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _PROGRESS_DELAY_S = 2.0
 
@@ -42,8 +41,7 @@ class TFDSEagerSource(Source[TFDSEagerConfig, EagerRecords]):
 
     Args:
         config: What to read.
-        rngs: Kept as `rngs`, for callers that hand streams around. The order is that of
-            `config.seed`.
+        rngs: Where a `stochastic` config has its seed from; it is `config.seed` otherwise.
         name: For messages; `TFDSEagerSource(dataset:split)` where absent.
         sharding: How batches lie on a mesh; one device where absent.
 
@@ -61,11 +59,11 @@ class TFDSEagerSource(Source[TFDSEagerConfig, EagerRecords]):
 
     @property
     def data(self) -> dict[str, Any]:
-        """All records in stored order, `[N, ...]`: a copy, made anew at each access.
+        """All records in stored order, `[N, ...]`: what `collect_to_array` returns."""
+        return self.collect_to_array()
 
-        Where the records are sharded, rows of zeros fill up the last shards.
-        """
-        return self.records.arrays()
+    # The rows are on the devices whether or not arrays made of them are kept.
+    _not_of_reading = Source._not_of_reading | {"cacheable"}
 
     def _opened(self, reader: RecordReader) -> EagerRecords:
         return EagerRecords(reader, batch=self.sharding, layout=self.config.layout)
@@ -73,16 +71,8 @@ class TFDSEagerSource(Source[TFDSEagerConfig, EagerRecords]):
     def _ordered(self, shuffle: bool) -> Order:
         return Order(self.length, self._seed if shuffle else None)
 
-    def _taken_within(self, positions: jax.Array, key: jax.Array | None) -> dict[str, Any]:
-        places = positions % self.length
-        if key is None:
-            epochs = jnp.asarray(self.epoch.get_value(), jnp.int32) + positions // self.length
-            return self.records.take_traced(
-                self._ordered(self.is_random_order).numbers(epochs, places)
-            )
-        if self.is_random_order:
-            places = index_shuffle(places, self.length, key_word(key))
-        return self.records.take_traced(places)
+    def supports_indexed_access(self) -> bool:
+        return True
 
 
 @final
@@ -104,8 +94,7 @@ class TFDSStreamingSource(Source[TFDSStreamingConfig, StreamingRecords]):
 
     Args:
         config: What to read.
-        rngs: Kept as `rngs`, for callers that hand streams around. The order is that of
-            `config.seed`.
+        rngs: Where a `stochastic` config has its seed from; it is `config.seed` otherwise.
         name: For messages; `TFDSStreamingSource(dataset:split)` where absent.
         sharding: How batches lie on a mesh; one device where absent.
 
@@ -134,17 +123,14 @@ class TFDSStreamingSource(Source[TFDSStreamingConfig, StreamingRecords]):
         if self.config.access == "sequential":
             reader.read_blocks(self.config.block_size, self.config.shuffle_buffer_size)
         return StreamingRecords(
-            reader, batch=self.sharding, prefetch_buffer=self.config.prefetch_buffer
+            reader,
+            batch=self.sharding,
+            prefetch_buffer=self.config.prefetch_buffer,
+            cacheable=self.config.cacheable,
         )
 
-    def _taken_within(self, positions: jax.Array, key: jax.Array | None) -> NoReturn:
-        raise NotImplementedError(
-            explain(
-                self.name,
-                "a stream cannot be read within a compiled function.",
-                fix="take the batch outside and pass it in, or use a TFDSEagerSource",
-            )
-        )
+    def supports_indexed_access(self) -> bool:
+        return False
 
     def _ordered(self, shuffle: bool) -> Order | BlockOrder:
         if shuffle and self.config.access == "sequential":
@@ -207,7 +193,7 @@ def from_tfds(
         everywhere = on_devices.layout == "replicated"
         eager, reason = _suits_the_devices(on_disk, sharding, everywhere)
         choice = "eager" if eager else "streaming"
-        _log.info("from_tfds(%s:%s): %s, since %s", name, split, choice, reason)
+        logger.info("from_tfds(%s:%s): %s, since %s", name, split, choice, reason)
     if eager:
         return TFDSEagerSource(on_devices, rngs=rngs, sharding=sharding)
     return TFDSStreamingSource(on_disk, rngs=rngs, sharding=sharding)

@@ -119,7 +119,7 @@ def batch_at(length: int) -> Callable[[jax.Array], Any]:
     def at(start: jax.Array) -> Any:
         positions = start + jnp.arange(BATCH)
         numbers = order.numbers(positions // length, positions % length)
-        return records.take_traced(numbers)
+        return records.take_within(numbers)
 
     return at
 

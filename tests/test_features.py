@@ -119,7 +119,7 @@ def test_records_that_do_not_fit_are_refused_before_they_are_read(data_dir, layo
     from datarax_tfds import layout as layouts
 
     # The one thing of the machine that a test cannot make small.
-    monkeypatch.setattr(layouts, "_free_host_bytes", lambda: 8 * 100)
+    monkeypatch.setattr(layouts, "free_host_bytes", lambda: 8 * 100)
     monkeypatch.setattr(decoding.Decoder, "__call__", lambda *_: pytest.fail("it was read"))
     with pytest.raises(
         ValueError, match=r"do not fit the devices(.|\n)*needed:(.|\n)*free: +100 bytes(.|\n)*fix:"
@@ -134,6 +134,6 @@ def test_records_that_do_not_fit_are_refused_before_they_are_read(data_dir, layo
 def test_auto_replicates_up_to_a_tenth_of_a_device(data_dir, free, layout, monkeypatch):
     from datarax_tfds import layout as layouts
 
-    monkeypatch.setattr(layouts, "_free_host_bytes", lambda: free)
+    monkeypatch.setattr(layouts, "free_host_bytes", lambda: free)
     source = TFDSEagerSource(config(data_dir, "tiny"), sharding=shardings()["8 devices"])
     assert source.records.layout == layout

@@ -233,7 +233,7 @@ def test_clones_go_their_own_ways(source):
     assert copy.cursor == Cursor(0, 0)
     assert equal(copy.get_batch(SIZE), batch)
     graphdef, state = nnx.split(source)
-    assert not [leaf for leaf in jax.tree.leaves(state) if np.size(leaf) > 1]
+    assert not [leaf for leaf in jax.tree.leaves(state) if np.size(leaf) > 3]
     assert nnx.merge(graphdef, state).cursor == source.cursor
 
 
@@ -257,7 +257,7 @@ class TestWithinPrograms:
         graphdef, state = nnx.split(source)
         copy = nnx.merge(graphdef, state)
         assert copy.records is source.records is nnx.clone(source).records
-        assert not [leaf for leaf in jax.tree.leaves(state) if np.size(leaf) > 1]
+        assert not [leaf for leaf in jax.tree.leaves(state) if np.size(leaf) > 3]
         assert pointers() == before
 
     def test_reading_within_loops_of_a_callers_own(self, source, shuffle, expected_ids):

@@ -1,0 +1,42 @@
+"""How many records a source has handed out, told from how far its cursor has come."""
+
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from datarax_tfds.cursor import Cursor
+
+
+class OperationCounts(nnx.Module):
+    """Counts without counting: a step costs nothing, and one inside a compiled function counts too.
+
+    What was handed out is the way of the cursor, less its jumps and less what a remainder policy
+    left out.
+    """
+
+    def __init__(self):
+        # Epochs and positions that the cursor jumped, and records left out: three that stay small.
+        self._apart = nnx.Variable(np.zeros(3, np.int32))
+
+    def jumped(self, before: Cursor, after: Cursor) -> None:
+        """Leaves out the way between two cursors."""
+        self._add(after.epoch - before.epoch, after.index - before.index, 0)
+
+    def left_out(self, records: Any) -> None:
+        """Notes records that the cursor passed, and that nobody gets; traceable."""
+        self._add(0, 0, records)
+
+    def reset(self, cursor: Cursor) -> None:
+        """Counts from here."""
+        self._apart.set_value(np.array([cursor.epoch, cursor.index, 0], np.int32))
+
+    def at(self, cursor: Cursor, length: int) -> dict[str, int]:
+        """The counts of a source of that length which has come to a cursor."""
+        epochs, positions, skipped = map(int, self._apart.get_value())
+        passed = (cursor.epoch - epochs) * length + cursor.index - positions
+        return {"applied_count": passed - skipped, "skipped_count": skipped}
+
+    def _add(self, *amounts: Any) -> None:
+        apart = self._apart.get_value()
+        self._apart.set_value(apart + np.array(amounts, np.int32))

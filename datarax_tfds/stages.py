@@ -1,0 +1,184 @@
+"""How stages are applied to a batch: which one to whose result, and with which random keys."""
+
+import graphlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import nnx
+from jax import lax
+from jax import numpy as jnp
+
+from sharding.messages import explain
+
+Batch = dict[str, Any]
+Stage = Callable[..., Batch]
+
+_KEYS = "keys"  # the parameter by which a stage asks for a key for each record
+
+
+@dataclass(frozen=True)
+class StageGraph:
+    """Which stage takes what, for stages in an order in which each comes after what it takes.
+
+    Args:
+        names: Of the stages, for messages.
+        takes: For each stage, the places of those whose results it takes; none for the batch
+            itself.
+        sink: The place of the stage whose result is handed out; absent without stages.
+    """
+
+    names: tuple[str, ...]
+    takes: tuple[tuple[int, ...], ...]
+    sink: int | None
+
+    def apply(self, stages: Sequence[Stage], batch: Batch, keys: jax.Array | None) -> Batch:
+        """A batch through all stages; traceable.
+
+        Args:
+            stages: In the order of `names`.
+            batch: Arrays `[n, ...]`.
+            keys: `[n, 2]` int32, two words for each record; absent if no stage is random.
+        """
+        results: list[Batch] = []
+        for place, (stage, takes) in enumerate(zip(stages, self.takes, strict=True)):
+            inputs = [results[taken] for taken in takes] or [batch]
+            results.append(_applied(stage, self.names[place], place, inputs, keys))
+        return batch if self.sink is None else results[self.sink]
+
+
+def chain(stages: Sequence[Stage]) -> StageGraph:
+    """Each stage takes the result of the one before."""
+    places = range(len(stages))
+    return StageGraph(
+        names=tuple(f"stages[{place}]" for place in places),
+        takes=tuple((place - 1,) if place else () for place in places),
+        sink=len(stages) - 1 if stages else None,
+    )
+
+
+def graph_of(
+    nodes: Mapping[str, Stage], edges: Mapping[str, Sequence[str]], sink: str
+) -> tuple[StageGraph, list[Stage]]:
+    """The graph of named stages, and the stages in its order.
+
+    Args:
+        nodes: Stages by name.
+        edges: For each name, those whose results it takes, in the order of its parameters; none
+            for the batch itself.
+        sink: Whose result is handed out.
+
+    Raises:
+        ValueError: A name without a stage, a stage without edges, a cycle, or a stage that the sink
+            does not depend on.
+    """
+    named = {sink, *edges, *(name for names in edges.values() for name in names)}
+    unknown, loose = sorted(named - set(nodes)), sorted(set(nodes) - set(edges))
+    if unknown:
+        raise ValueError(
+            _refusal(f"no node is named {', '.join(map(repr, unknown))}.", nodes, "name nodes")
+        )
+    if loose:
+        raise ValueError(
+            _refusal(
+                f"edges do not say what {', '.join(map(repr, loose))} takes.",
+                nodes,
+                f"add {loose[0]!r}: [] to edges, for the batch itself, or names of nodes",
+            )
+        )
+    try:
+        order = list(graphlib.TopologicalSorter(edges).static_order())
+    except graphlib.CycleError as error:
+        cycle = " -> ".join(reversed(error.args[1]))
+        raise ValueError(
+            _refusal(f"a cycle: {cycle}.", nodes, "take one of these edges out")
+        ) from None
+    needed = {sink}
+    for name in reversed(order):
+        needed |= set(edges[name]) if name in needed else set()
+    idle = [name for name in order if name not in needed]
+    if idle:
+        raise ValueError(
+            _refusal(
+                f"nothing takes the result of {', '.join(map(repr, idle))}.",
+                nodes,
+                f"leave it out, or connect it with {sink!r}",
+            )
+        )
+    places = {name: place for place, name in enumerate(order)}
+    takes = tuple(tuple(places[taken] for taken in edges[name]) for name in order)
+    return StageGraph(tuple(order), takes, places[sink]), [nodes[name] for name in order]
+
+
+def are_random(stages: Sequence[Stage]) -> bool:
+    """Whether a stage asks for keys, or draws from streams of its own."""
+    return any(_takes_keys(stage) or _has_streams(stage) for stage in stages)
+
+
+def _refusal(problem: str, nodes: Mapping[str, Stage], fix: str) -> str:
+    return explain("Pipeline.from_dag", problem, nodes=", ".join(nodes), fix=fix)
+
+
+def _applied(
+    stage: Stage, name: str, place: int, inputs: Sequence[Batch], keys: jax.Array | None
+) -> Batch:
+    if keys is None or not (_takes_keys(stage) or _has_streams(stage)):
+        return stage(*inputs)
+    words = lax.bitcast_convert_type(keys, jnp.uint32)
+    own = jax.vmap(lambda word: jax.random.fold_in(_key(word), place))(words)
+    if _takes_keys(stage):
+        return stage(*inputs, keys=own)
+    return _record_by_record(stage, name, inputs, own)
+
+
+def _record_by_record(stage: Stage, name: str, inputs: Sequence[Batch], keys: jax.Array) -> Batch:
+    """A stage with streams of its own, on each record alone, with streams keyed by the record."""
+    graphdef, streams, others = nnx.split(stage, nnx.RngState, ...)
+
+    def one(record: Sequence[Batch], key: jax.Array) -> Batch:
+        def keyed(variable: nnx.Variable) -> nnx.Variable:
+            value = variable.get_value()
+            if not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+                return variable.replace(jnp.zeros_like(value))
+            for word in jax.random.key_data(value).ravel():
+                nonlocal key
+                key = jax.random.fold_in(key, word)
+            return variable.replace(key)
+
+        fresh = jax.tree.map(keyed, streams, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+        alone = nnx.merge(graphdef, fresh, others)
+        before = _values(alone)
+        batch = alone(*jax.tree.map(lambda column: column[None], record))
+        if any(new is not old for new, old in zip(_values(alone), before, strict=True)):
+            raise ValueError(
+                explain(
+                    name,
+                    "a stage with random streams sees each record alone, and cannot change state"
+                    " that all records share.",
+                    stage=type(stage).__name__,
+                    fix="take a parameter keys in place of the streams, or split the stage in two",
+                )
+            )
+        return jax.tree.map(lambda column: column[0], batch)
+
+    return jax.vmap(one)(list(inputs), keys)
+
+
+def _values(stage: Any) -> list[Any]:
+    state = nnx.state(stage, nnx.Not(nnx.RngState))
+    return [variable.get_raw_value() for _, variable in nnx.to_flat_state(state)]
+
+
+def _takes_keys(stage: Stage) -> bool:
+    return _KEYS in inspect.signature(stage).parameters
+
+
+def _has_streams(stage: Stage) -> bool:
+    return isinstance(stage, nnx.Module) and bool(nnx.to_flat_state(nnx.state(stage, nnx.RngState)))
+
+
+def _key(words: jax.Array) -> jax.Array:
+    # The implementation is named, since the user may have made another one the default.
+    return jax.random.wrap_key_data(words, impl="threefry2x32")
