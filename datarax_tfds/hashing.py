@@ -52,12 +52,14 @@ def threefry_2x32(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, 
     Returns:
         Two words below 2**32, likewise.
     """
+    # A Python integer of that size would be taken for an int32.
+    mask = np.uint32(_WORD) if isinstance(counter[1], jax.Array) else _WORD
     keys = (*key, key[0] ^ key[1] ^ 0x1BD11BDA)
-    x, y = (counter[0] + keys[0]) & _WORD, (counter[1] + keys[1]) & _WORD
+    x, y = (counter[0] + keys[0]) & mask, (counter[1] + keys[1]) & mask
     for group in range(5):
         for rotation in ((13, 15, 26, 6), (17, 29, 16, 24))[group % 2]:
-            x = (x + y) & _WORD
-            y = ((y << rotation | y >> (32 - rotation)) & _WORD) ^ x
-        x = (x + keys[(group + 1) % 3]) & _WORD
-        y = (y + keys[(group + 2) % 3] + group + 1) & _WORD
+            x = (x + y) & mask
+            y = ((y << rotation | y >> (32 - rotation)) & mask) ^ x
+        x = (x + keys[(group + 1) % 3]) & mask
+        y = (y + keys[(group + 2) % 3] + group + 1) & mask
     return x, y

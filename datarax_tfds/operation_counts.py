@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import jax
+import jax.core
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -39,4 +42,6 @@ class OperationCounts(nnx.Module):
 
     def _add(self, *amounts: Any) -> None:
         apart = self._apart.get_value()
-        self._apart.set_value(apart + np.array(amounts, np.int32))
+        traced = any(isinstance(value, jax.core.Tracer) for value in (apart, *amounts))
+        array = jnp if traced else np
+        self._apart.set_value(array.asarray(apart) + array.asarray(amounts, np.int32))

@@ -20,7 +20,7 @@ from datarax_tfds.source import Records, Source
 from datarax_tfds.spec import require_arrays
 from datarax_tfds.stages import Batch, Stage, StageGraph, are_random, chain, graph_of
 from datarax_tfds.state import Identity, restored, saved
-from sharding import check_batch_size, take_rows
+from sharding import check_batch_size, on_mesh, take_rows
 from sharding.messages import explain
 
 MASK = "mask"
@@ -209,7 +209,7 @@ class Pipeline(nnx.Module):
         (state, carry), outputs = self._scanned(
             shared,
             steps._replace(numbers=numbers),
-            jax.tree.map(jnp.asarray, (state, init_carry)),
+            on_mesh((state, init_carry), self.source.sharding.mesh),
             graphdef,
             step_fn,
         )
@@ -295,7 +295,9 @@ class Pipeline(nnx.Module):
         real = keys = None
         if schedule.remainder == "pad":
             real = schedule.length - cursor.index
-            numbers = jnp.where(jnp.arange(self.batch_size) < real, numbers, schedule.length)
+            is_record = jnp.arange(self.batch_size) < real
+            numbers = jnp.where(is_record, numbers, schedule.length)
+            epochs = jnp.where(is_record, epochs, 0)
         if self._random:
             keys = source.keys_within(epochs, numbers)
         batch = source.records.take_within(numbers)

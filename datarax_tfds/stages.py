@@ -137,7 +137,8 @@ def _record_by_record(stage: Stage, name: str, inputs: Sequence[Batch], keys: ja
     """A stage with streams of its own, on each record alone, with streams keyed by the record."""
     graphdef, streams, others = nnx.split(stage, nnx.RngState, ...)
 
-    def one(record: Sequence[Batch], key: jax.Array) -> Batch:
+    # The state is an argument: a stage may change only what was made at its own trace level.
+    def one(record: Sequence[Batch], key: jax.Array, streams: nnx.State, others: Any) -> Batch:
         def keyed(variable: nnx.Variable) -> nnx.Variable:
             value = variable.get_value()
             if not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
@@ -163,7 +164,7 @@ def _record_by_record(stage: Stage, name: str, inputs: Sequence[Batch], keys: ja
             )
         return jax.tree.map(lambda column: column[0], batch)
 
-    return jax.vmap(one)(list(inputs), keys)
+    return jax.vmap(one, in_axes=(0, 0, None, None))(list(inputs), keys, streams, others)
 
 
 def _values(stage: Any) -> list[Any]:

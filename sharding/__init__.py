@@ -8,7 +8,14 @@ batch = sharding.global_batch(read, 1024, rows)       # each process reads only 
 
 from sharding.gathers import Layout, storage_sharding, take_rows
 from sharding.meshes import batch_sharding, make_mesh
-from sharding.placement import check_batch_size, global_batch, local_rows, row_axes, row_shards
+from sharding.placement import (
+    check_batch_size,
+    global_batch,
+    local_rows,
+    on_mesh,
+    row_axes,
+    row_shards,
+)
 from sharding.processes import initialize, require_all_processes
 
 __all__ = [
@@ -19,6 +26,7 @@ __all__ = [
     "initialize",
     "local_rows",
     "make_mesh",
+    "on_mesh",
     "require_all_processes",
     "row_axes",
     "row_shards",

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sharding.messages import explain
 
@@ -142,3 +143,26 @@ def global_batch(read: Callable[[slice], Any], batch_size: int, sharding: NamedS
         for shards in zip(*pieces, strict=True)
     ]
     return jax.tree.unflatten(structure, arrays)
+
+
+def on_mesh(values: Any, mesh: Mesh) -> Any:
+    """Puts on every device of a mesh what has no place of its own yet.
+
+    A compiled function returns its results on the mesh; where its arguments lie there from the
+    start, the second call finds the program of the first.
+
+    Args:
+        values: Arrays in any pytree, the same on every process. Committed ones stay where they are.
+        mesh: Over devices of every process.
+    """
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def placed(value: Any) -> jax.Array:
+        value = jnp.asarray(value)
+        if value.committed:
+            return value
+        # Not device_put with a global sharding, as in `global_batch`.
+        copies = [jax.device_put(value, device) for device in mesh.local_devices]
+        return jax.make_array_from_single_device_arrays(value.shape, everywhere, copies)
+
+    return jax.tree.map(placed, values)
