@@ -20,7 +20,7 @@ class OperationCounts(nnx.Module):
 
     def __init__(self):
         # Epochs and positions that the cursor jumped, and records left out: three that stay small.
-        self._apart = nnx.Variable(np.zeros(3, np.int32))
+        self._apart = nnx.Variable[Any](np.zeros(3, np.int32))
 
     def jumped(self, before: Cursor, after: Cursor) -> None:
         """Leaves out the way between two cursors."""

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from sharding.messages import explain
 
@@ -145,7 +145,7 @@ def global_batch(read: Callable[[slice], Any], batch_size: int, sharding: NamedS
     return jax.tree.unflatten(structure, arrays)
 
 
-def on_mesh(values: Any, mesh: Mesh) -> Any:
+def on_mesh(values: Any, mesh: Any) -> Any:
     """Puts on every device of a mesh what has no place of its own yet.
 
     A compiled function returns its results on the mesh; where its arguments lie there from the
