@@ -15,8 +15,9 @@ from jax import lax
 from jax.sharding import NamedSharding
 
 from datarax_tfds.cursor import Cursor, Remainder, Schedule
+from datarax_tfds.opened import Records
 from datarax_tfds.prefetch import handed_out
-from datarax_tfds.source import Records, Source
+from datarax_tfds.source import Source
 from datarax_tfds.spec import require_arrays
 from datarax_tfds.stages import Batch, Stage, StageGraph, are_random, chain, graph_of
 from datarax_tfds.state import Identity, restored, saved
@@ -272,7 +273,7 @@ class Pipeline(nnx.Module):
 
     def _batch(self, cursor: Cursor) -> Batch:
         records = self.source.records
-        selection = self.source.at(self.schedule, cursor)
+        selection = self.source.positions.at(self.schedule, cursor)
         pads = self.schedule.remainder == "pad"
         if not self.stages and not pads:
             return records.take(selection)
@@ -289,27 +290,27 @@ class Pipeline(nnx.Module):
 
     def _batch_within(self, cursor: Cursor) -> Batch:
         """`_batch` in a program of the caller's."""
-        source, schedule = self.source, self.schedule
-        cursor = schedule.settled(cursor)
-        epochs, numbers = source.numbers_within(cursor.epoch, cursor.index, self.batch_size)
+        schedule, positions = self.schedule, self.source.positions
+        start = schedule.settled(cursor)
+        epochs, numbers = positions.numbers_within(start.epoch, start.index, self.batch_size)
         real = keys = None
         if schedule.remainder == "pad":
-            real = schedule.length - cursor.index
+            real = schedule.length - start.index
             is_record = jnp.arange(self.batch_size) < real
             numbers = jnp.where(is_record, numbers, schedule.length)
             epochs = jnp.where(is_record, epochs, 0)
         if self._random:
-            keys = source.keys_within(epochs, numbers)
-        batch = source.records.take_within(numbers)
-        return _through(self._graph, self.stages, batch, real, keys, source.sharding)
+            keys = positions.keys_within(epochs, numbers)
+        batch = self.source.records.take_within(numbers)
+        return _through(self._graph, self.stages, batch, real, keys, self.source.sharding)
 
     def _steps(self, length: int) -> tuple["_Steps", Cursor]:
         """The next batches as arrays of what each takes, and where the run stands after them."""
-        batch = self.source.at(self.schedule, self.cursor)
+        batch = self.source.positions.at(self.schedule, self.cursor)
         if self.schedule.remainder == "wrap":
             # One long batch takes the same records, at once.
             whole = dataclasses.replace(self.schedule, batch_size=length * self.batch_size)
-            batches = [self.source.at(whole, self.cursor)]
+            batches = [self.source.positions.at(whole, self.cursor)]
         else:
             batches = list(accumulate(range(length - 1), lambda b, _: b.following, initial=batch))
         shape = (length, self.batch_size)

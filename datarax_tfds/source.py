@@ -1,13 +1,12 @@
 """What all sources share: records of a TFDS split, in an order, from a cursor."""
 
 import dataclasses
-import functools
 import hashlib
 import inspect
 import operator
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import jax
 import jax.core
@@ -19,68 +18,20 @@ from jax.sharding import NamedSharding
 from datarax_tfds.block_order import BlockOrder
 from datarax_tfds.config import AnyConfig
 from datarax_tfds.cursor import Cursor, Schedule
-from datarax_tfds.hashing import record_keys
+from datarax_tfds.opened import Records
 from datarax_tfds.operation_counts import OperationCounts
-from datarax_tfds.order import Order, check_seed, index_shuffle
+from datarax_tfds.order import Order, check_seed
+from datarax_tfds.positions import Positions, key_word
 from datarax_tfds.prefetch import handed_out
 from datarax_tfds.records import RecordReader
-from datarax_tfds.selection import AtCursor, Chosen, Selection
+from datarax_tfds.selection import Chosen
 from datarax_tfds.split import open_split
 from datarax_tfds.state import Identity, restored, saved
 from datarax_tfds.statistics import Statistics
-from sharding import (
-    batch_sharding,
-    check_batch_size,
-    make_mesh,
-    require_all_processes,
-    row_axes,
-)
+from sharding import check_batch_size, resolved_sharding
 from sharding.messages import explain
 
 _BLOCK = 32  # records that single ones are read ahead by
-
-
-class Records(Protocol):
-    """How records are opened: all that sources differ in."""
-
-    spec: dict[str, Any]
-
-    def fetch(self, selection: Selection) -> Any:
-        """What `build` needs for a batch."""
-        ...
-
-    def build(self, fetched: Any) -> dict[str, Any]:
-        """The batch, `[batch_size, ...]`; traceable."""
-        ...
-
-    def take(self, selection: Selection) -> dict[str, Any]:
-        """Both in one."""
-        ...
-
-    def take_within(self, numbers: jax.Array) -> dict[str, Any]:
-        """The records of traced numbers `[n]`, in a program of the caller's."""
-        ...
-
-    def fetch_steps(self, numbers: np.ndarray) -> tuple[Any, np.ndarray]:
-        """What `build` needs for many batches `[steps, n]`: what they share, and the rest."""
-        ...
-
-    def arrays(self, keep: bool) -> dict[str, Any]:
-        """All records on the devices, `[N, ...]`; the same arrays the next time, with `keep`."""
-        ...
-
-    def reset_cache(self) -> None:
-        """Frees what is kept only to be faster the next time."""
-        ...
-
-    def take_one(self, selection: Chosen) -> dict[str, Any]:
-        """One record, without a batch axis."""
-        ...
-
-    def each(self, block: AtCursor) -> Iterator[dict[str, Any]]:
-        """The records of a block one by one, likewise."""
-        ...
-
 
 Config = TypeVar("Config", bound=AnyConfig)
 Opened = TypeVar("Opened", bound=Records)
@@ -95,6 +46,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
         index: The next position to hand out, in `[0, N)`, as an `nnx.Variable`.
         epoch: The epoch of that position, from 0, as an `nnx.Variable`.
         length: Number of records N.
+        positions: Which records stand where.
         records: How they are read; no part of the state, of `nnx.split` or of a checkpoint.
     """
 
@@ -141,8 +93,8 @@ class Source(nnx.Module, Generic[Config, Opened]):
         self.name = name
         self.stochastic = config.stochastic
         self.stream_name = config.stream_name
-        self._seed = self._drawn_seed() if config.stochastic else config.seed
-        self._order = self._ordered(config.shuffle)
+        seed = self._drawn_seed() if config.stochastic else config.seed
+        self.positions = self._positions(config.shuffle, seed)
         self._statistics = Statistics(config.precomputed_stats)
 
     def _drawn_seed(self) -> int:
@@ -170,8 +122,11 @@ class Source(nnx.Module, Generic[Config, Opened]):
     )
 
     @abstractmethod
-    def _ordered(self, shuffle: bool) -> Order | BlockOrder:
-        """The order of the current seed, or that of the files."""
+    def _ordered(self, seed: int | None) -> Order | BlockOrder:
+        """The order of a seed; that of the files, where there is none."""
+
+    def _positions(self, shuffle: bool, seed: int) -> Positions:
+        return Positions(self._ordered(seed if shuffle else None), seed)
 
     def __len__(self) -> int:
         return self.length
@@ -188,7 +143,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
         before = self.cursor
         epoch = before.epoch
         while before.epoch == epoch:
-            for record in self.records.each(self.at(blocks, before)):
+            for record in self.records.each(self.positions.at(blocks, before)):
                 after = singly.after(before)
                 yield before, record, after
                 before = after
@@ -217,7 +172,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
         if isinstance(cursor.index, jax.core.Tracer):
             batch = self.get_batch_at(cursor.index, batch_size)
         else:
-            batch = self.records.take(self.at(schedule, cursor))
+            batch = self.records.take(self.positions.at(schedule, cursor))
         self.move_to(schedule.after(cursor))
         return batch
 
@@ -238,20 +193,24 @@ class Source(nnx.Module, Generic[Config, Opened]):
         """
         check_batch_size(size, self.sharding)
         if _traced(start, key):
-            return self.records.take_within(self._numbers_within(start, size, key))
+            return self.records.take_within(self.record_indices_at(start, size, key))
         if key is None:
             epoch, index = divmod(int(start), self.length)
             cursor = Cursor(self.cursor.epoch + epoch, index)
-            return self.records.take(self.at(Schedule(self.length, size), cursor))
-        return self.records.take(self._chosen(self._numbers_at(int(start), size, key)))
+            return self.records.take(self.positions.at(Schedule(self.length, size), cursor))
+        epoch = self.cursor.epoch
+        numbers = self.positions.numbers(epoch, int(start), size, key)
+        return self.records.take(self.positions.chosen(numbers, epoch))
 
     def record_indices_at(
         self, start: int | jax.Array, size: int, key: jax.Array | None = None
     ) -> jax.Array:
         """The numbers of the records that `get_batch_at` takes: `[size]` int32; traceable."""
         if _traced(start, key):
-            return self._numbers_within(start, size, key)
-        return jnp.asarray(self._numbers_at(int(start), size, key), jnp.int32)
+            _, numbers = self.positions.numbers_within(self.epoch.get_value(), start, size, key)
+            return numbers
+        numbers = self.positions.numbers(self.cursor.epoch, int(start), size, key)
+        return jnp.asarray(numbers, jnp.int32)
 
     def get_records(self, indices: Any) -> dict[str, Any]:
         """Records by number, as they are stored; traceable where `get_batch_at` is.
@@ -289,10 +248,6 @@ class Source(nnx.Module, Generic[Config, Opened]):
             )
         return self[input] if np.ndim(input) == 0 else self.get_records(input)
 
-    def at(self, schedule: Schedule, cursor: Cursor) -> AtCursor:
-        """The batch at a cursor, as which records it takes."""
-        return AtCursor(self._order, schedule, cursor, self._seed)
-
     def element_spec(self) -> dict[str, Any]:
         """One record as `jax.ShapeDtypeStruct`s, without a batch axis.
 
@@ -329,18 +284,17 @@ class Source(nnx.Module, Generic[Config, Opened]):
     def reset(self, seed: int | None = None) -> None:
         """Goes back to the first record of epoch 0; with a seed, of another order."""
         if seed is not None:
-            self._seed = check_seed(seed)
-            self.set_random_order(self.is_random_order)
+            self.positions = self._positions(self.is_random_order, check_seed(seed))
         self.jump_to(Cursor())
 
     @property
     def is_random_order(self) -> bool:
         """Whether records come in random order."""
-        return self._order.seed is not None
+        return self.positions.shuffled
 
     def set_random_order(self, enabled: bool) -> None:
         """Goes on from the same cursor, in random or in stored order."""
-        self._order = self._ordered(enabled)
+        self.positions = self._positions(enabled, self.positions.seed)
 
     @property
     def identity(self) -> Identity:
@@ -348,8 +302,8 @@ class Source(nnx.Module, Generic[Config, Opened]):
         return dataclasses.replace(
             self._identity,
             shuffle=self.is_random_order,
-            seed=self._seed if self.is_random_order or self._map_fn_draws else None,
-            order=self._order.version,
+            seed=self.positions.seed if self.is_random_order or self._map_fn_draws else None,
+            order=self.positions.order.version,
         )
 
     def get_state(self) -> dict[str, Any]:
@@ -499,7 +453,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
         return self.config.exclude_keys
 
     def __repr__(self) -> str:
-        order = f"shuffled with seed {self._order.seed}" if self.is_random_order else "as stored"
+        order = f"shuffled with seed {self.positions.seed}" if self.is_random_order else "as stored"
         return f"{self.name}: {self.length:,} records, {order}, at {self.cursor}"
 
     __str__ = __repr__
@@ -516,58 +470,8 @@ class Source(nnx.Module, Generic[Config, Opened]):
                 )
             )
 
-    def _numbers_at(self, start: int, size: int, key: jax.Array | None) -> np.ndarray:
-        if key is None:
-            epoch, index = divmod(start, self.length)
-            cursor = Cursor(self.cursor.epoch + epoch, index)
-            return self.at(Schedule(self.length, size), cursor).numbers()
-        positions = np.arange(start, start + size) % self.length
-        if not self.is_random_order:
-            return positions
-        return index_shuffle(positions, self.length, int(key_word(key)))
-
-    def numbers_within(
-        self, epoch: int | jax.Array, index: int | jax.Array, size: int
-    ) -> tuple[jax.Array, jax.Array]:
-        """Which records follow a traced position: their epochs and numbers, `[size]` int32."""
-        positions = jnp.asarray(index, jnp.int32) + jnp.arange(size, dtype=jnp.int32)
-        epochs = jnp.asarray(epoch, jnp.int32) + positions // self.length
-        return epochs, self._order.numbers(epochs, positions % self.length)
-
-    def keys_within(self, epochs: jax.Array, numbers: jax.Array) -> jax.Array:
-        """Two words for each record, as `AtCursor.keys`: `[size, 2]` int32."""
-        return record_keys(self._seed, epochs, numbers)
-
-    def _numbers_within(
-        self, start: int | jax.Array, size: int, key: jax.Array | None
-    ) -> jax.Array:
-        """`_numbers_at` in a program of the caller's."""
-        if key is None:
-            _, numbers = self.numbers_within(self.epoch.get_value(), start, size)
-            return numbers
-        places = (jnp.asarray(start, jnp.int32) + jnp.arange(size, dtype=jnp.int32)) % self.length
-        return index_shuffle(places, self.length, key_word(key)) if self.is_random_order else places
-
     def _chosen(self, numbers: np.ndarray) -> Chosen:
-        return Chosen(numbers, self.cursor.epoch, self._seed)
-
-
-def resolved_sharding(sharding: NamedSharding | None, subject: str) -> NamedSharding:
-    """The sharding of the batches, checked; a mesh of one device where there is none."""
-    require_all_processes()
-    if sharding is None:
-        if jax.process_count() > 1:
-            raise ValueError(
-                explain(
-                    subject,
-                    "there are several processes, and no sharding says which rows are whose.",
-                    processes=jax.process_count(),
-                    fix="pass sharding=batch_sharding(make_mesh({'data': -1}))",
-                )
-            )
-        return batch_sharding(make_mesh({"data": 1}, devices=jax.local_devices()[:1]))
-    row_axes(sharding)
-    return sharding
+        return self.positions.chosen(numbers, self.cursor.epoch)
 
 
 def _traced(*values: Any) -> bool:
@@ -588,10 +492,3 @@ def _digest(spec: Any) -> str:
         for path, leaf in jax.tree_util.tree_leaves_with_path(spec)
     ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-
-
-def key_word(key: jax.Array) -> jax.Array:
-    """A PRNG key, typed or raw, as one 32-bit word."""
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    words = jax.random.key_data(key) if typed else key
-    return functools.reduce(operator.xor, [words[i] for i in range(words.shape[-1])])

@@ -77,36 +77,27 @@ def graph_of(
     named = {sink, *edges, *(name for names in edges.values() for name in names)}
     unknown, loose = sorted(named - set(nodes)), sorted(set(nodes) - set(edges))
     if unknown:
-        raise ValueError(
-            _refusal(f"no node is named {', '.join(map(repr, unknown))}.", nodes, "name nodes")
-        )
+        problem = f"no node is named {', '.join(map(repr, unknown))}."
+        raise _refused(problem, nodes, "use names of nodes in edges and as sink")
     if loose:
-        raise ValueError(
-            _refusal(
-                f"edges do not say what {', '.join(map(repr, loose))} takes.",
-                nodes,
-                f"add {loose[0]!r}: [] to edges, for the batch itself, or names of nodes",
-            )
+        problem = f"edges do not say what {', '.join(map(repr, loose))} takes."
+        raise _refused(
+            problem,
+            nodes,
+            f"add {loose[0]!r}: [] to edges, for the batch itself, or names of nodes",
         )
     try:
         order = list(graphlib.TopologicalSorter(edges).static_order())
     except graphlib.CycleError as error:
         cycle = " -> ".join(reversed(error.args[1]))
-        raise ValueError(
-            _refusal(f"a cycle: {cycle}.", nodes, "take one of these edges out")
-        ) from None
+        raise _refused(f"a cycle: {cycle}.", nodes, "take one of these edges out") from None
     needed = {sink}
     for name in reversed(order):
         needed |= set(edges[name]) if name in needed else set()
     idle = [name for name in order if name not in needed]
     if idle:
-        raise ValueError(
-            _refusal(
-                f"nothing takes the result of {', '.join(map(repr, idle))}.",
-                nodes,
-                f"leave it out, or connect it with {sink!r}",
-            )
-        )
+        problem = f"nothing takes the result of {', '.join(map(repr, idle))}."
+        raise _refused(problem, nodes, f"leave it out, or connect it with {sink!r}")
     places = {name: place for place, name in enumerate(order)}
     takes = tuple(tuple(places[taken] for taken in edges[name]) for name in order)
     return StageGraph(tuple(order), takes, places[sink]), [nodes[name] for name in order]
@@ -117,8 +108,8 @@ def are_random(stages: Sequence[Stage]) -> bool:
     return any(_takes_keys(stage) or _has_streams(stage) for stage in stages)
 
 
-def _refusal(problem: str, nodes: Mapping[str, Stage], fix: str) -> str:
-    return explain("Pipeline.from_dag", problem, nodes=", ".join(nodes), fix=fix)
+def _refused(problem: str, nodes: Mapping[str, Stage], fix: str) -> ValueError:
+    return ValueError(explain("Pipeline.from_dag", problem, nodes=", ".join(nodes), fix=fix))
 
 
 def _applied(

@@ -17,9 +17,10 @@ from datarax_tfds.layout import EASY_SHARE, memory_share
 from datarax_tfds.order import Order
 from datarax_tfds.packing import Packing
 from datarax_tfds.records import RecordReader
-from datarax_tfds.source import Source, resolved_sharding
+from datarax_tfds.source import Source
 from datarax_tfds.split import open_split
 from datarax_tfds.streaming_records import StreamingRecords
+from sharding import resolved_sharding
 from sharding.messages import explain
 
 logger = logging.getLogger(__name__)
@@ -68,8 +69,8 @@ class TFDSEagerSource(Source[TFDSEagerConfig, EagerRecords]):
     def _opened(self, reader: RecordReader) -> EagerRecords:
         return EagerRecords(reader, batch=self.sharding, layout=self.config.layout)
 
-    def _ordered(self, shuffle: bool) -> Order:
-        return Order(self.length, self._seed if shuffle else None)
+    def _ordered(self, seed: int | None) -> Order:
+        return Order(self.length, seed)
 
     def supports_indexed_access(self) -> bool:
         return True
@@ -132,12 +133,12 @@ class TFDSStreamingSource(Source[TFDSStreamingConfig, StreamingRecords]):
     def supports_indexed_access(self) -> bool:
         return False
 
-    def _ordered(self, shuffle: bool) -> Order | BlockOrder:
-        if shuffle and self.config.access == "sequential":
+    def _ordered(self, seed: int | None) -> Order | BlockOrder:
+        if seed is not None and self.config.access == "sequential":
             return BlockOrder(
-                self.length, self._seed, self.config.block_size, self.config.shuffle_buffer_size
+                self.length, seed, self.config.block_size, self.config.shuffle_buffer_size
             )
-        return Order(self.length, self._seed if shuffle else None)
+        return Order(self.length, seed)
 
 
 def from_tfds(

@@ -16,7 +16,7 @@ from sharding.placement import (
     row_axes,
     row_shards,
 )
-from sharding.processes import initialize, require_all_processes
+from sharding.processes import initialize, require_all_processes, resolved_sharding
 
 __all__ = [
     "Layout",
@@ -28,6 +28,7 @@ __all__ = [
     "make_mesh",
     "on_mesh",
     "require_all_processes",
+    "resolved_sharding",
     "row_axes",
     "row_shards",
     "storage_sharding",

@@ -3,8 +3,11 @@
 import os
 
 import jax
+from jax.sharding import NamedSharding
 
+from sharding.meshes import batch_sharding, make_mesh
 from sharding.messages import explain
+from sharding.placement import row_axes
 
 # What each launcher says of the number of processes that it started. The first names are
 # those of scripts/launch_local.py, and for any launcher that knows JAX.
@@ -92,3 +95,21 @@ def require_all_processes() -> None:
                 " variable if this process is alone on purpose",
             )
         )
+
+
+def resolved_sharding(sharding: NamedSharding | None, subject: str) -> NamedSharding:
+    """The sharding of the batches, checked; a mesh of one device where there is none."""
+    require_all_processes()
+    if sharding is None:
+        if jax.process_count() > 1:
+            raise ValueError(
+                explain(
+                    subject,
+                    "there are several processes, and no sharding says which rows are whose.",
+                    processes=jax.process_count(),
+                    fix="pass sharding=batch_sharding(make_mesh({'data': -1}))",
+                )
+            )
+        return batch_sharding(make_mesh({"data": 1}, devices=jax.local_devices()[:1]))
+    row_axes(sharding)
+    return sharding

@@ -25,6 +25,8 @@ LAYERS = [
     "datarax_tfds.block_order",
     "datarax_tfds.cursor",
     "datarax_tfds.selection",
+    "datarax_tfds.positions",
+    "datarax_tfds.opened",
     "datarax_tfds.state",
     "datarax_tfds.config",
     "datarax_tfds.tfrecord",
