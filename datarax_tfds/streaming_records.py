@@ -58,10 +58,8 @@ class StreamingRecords:
         self._reader = reader
         self._batch = batch
         self._everywhere = NamedSharding(batch.mesh, PartitionSpec())
-        self._read = reader.read
         self._cache = _cache_of(reader) if cacheable else None
-        if self._cache is not None:
-            self._read = self._cache.read
+        self._decoded: RecordReader | RecordCache = self._cache or reader
         self._pool = DecodingPool()
         weakref.finalize(self, self._pool.close)
         # Beside the batches that wait decoded, one is being decoded.
@@ -167,7 +165,7 @@ class StreamingRecords:
             size = self._chunk(len(numbers), len(numbers) - start)
             rows = slice(start, start + size)
             work = numbers[rows], None if keys is None else keys[rows]
-            chunks.append((start, self._pool.submit(self._read, *work)))
+            chunks.append((start, self._pool.submit(self._decoded.read, *work)))
             start += size
         return chunks
 

@@ -7,11 +7,14 @@ import zlib
 from pathlib import Path
 
 import datasets
+import jax
+import jax.numpy as jnp
 import launch_local
 import numpy as np
 import pytest
 from contract import N
 
+from datarax_tfds.hashing import record_keys
 from datarax_tfds.order import Order
 
 WORKERS = Path(__file__).parent / "workers"
@@ -35,10 +38,20 @@ def expected_batches() -> list[dict[str, np.ndarray]]:
         "image": np.array([record["image"] for record in records]),
         "label": np.array([record["label"] for record in records], np.int32),
     }
-    return [
+    batches = [
         {name: column[numbers[step * SIZE :][:SIZE]] for name, column in columns.items()}
         for step in range(STEPS)
     ]
+    keys = [record_keys(5, epoch, numbers[epoch * N : (epoch + 1) * N]) for epoch in range(3)]
+    words = jnp.asarray(np.concatenate(keys).view(np.uint32))
+
+    def bits_of_the_first_stage(word):
+        return jax.random.bits(jax.random.fold_in(jax.random.wrap_key_data(word), 0))
+
+    bits = np.asarray(jax.vmap(bits_of_the_first_stage)(words))
+    for step, batch in enumerate(batches):
+        batch["bits"] = bits[step * SIZE :][:SIZE]
+    return batches
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -49,7 +62,8 @@ def test_every_device_holds_the_rows_it_should_on_any_number_of_processes(
     expected = expected_batches()
     for process in range(count):
         notes = json.loads((tmp_path / f"{process}.json").read_text())
-        assert len(notes) == 4 * (4 if count == 1 else 5)  # sources, meshes
+        meshes = 4 if count == 1 else 5
+        assert len(notes) == 4 * meshes + meshes - 3  # sources; random stages on some
         for case, steps in notes.items():
             for step, slices in enumerate(steps):
                 assert slices, case

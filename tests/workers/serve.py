@@ -92,6 +92,27 @@ def noted(batch: dict[str, Any]) -> list[Any]:
     )
 
 
+def drawn(batch: dict[str, Any], keys: jax.Array) -> dict[str, Any]:
+    return {"id": batch["id"], "bits": jax.vmap(jax.random.bits)(keys)}
+
+
+def at_three_speeds(source: TFDSEagerSource) -> list[dict[str, Any]]:
+    """The batches of a random stage: by a loop, and alike in a program of one's own and as one."""
+
+    def make() -> Pipeline:
+        return Pipeline(source=source.clone(), stages=[drawn], batch_size=SIZE)
+
+    looped, own = make(), make()
+    batches = [looped.step() for _ in range(STEPS)]
+    step = nnx.jit(lambda pipeline: pipeline.step())
+    assert [noted(step(own)) for _ in range(STEPS)] == list(map(noted, batches))
+    scanned = make().scan(lambda batch: batch, length=STEPS)
+    alike = jax.jit(lambda one, other, step: (one == other[step]).all())
+    for number, batch in enumerate(batches):
+        assert all(alike(batch[name], scanned[name], number) for name in batch)
+    return batches
+
+
 def main() -> None:
     initialize()
     notes = {}
@@ -114,6 +135,7 @@ def main() -> None:
             copy = nnx.clone(source)
             assert [noted(stepper(copy)) for _ in range(STEPS)] == steps
             assert int(source[50]["id"].addressable_shards[0].data) == 50
+            notes[f"{mesh}, random"] = list(map(noted, at_three_speeds(source)))
             padded = Pipeline(source=source, batch_size=SIZE, remainder="pad")
             count = jax.jit(lambda batch: batch["mask"].sum())
             assert [int(count(batch)) for batch in padded] == [60, 37]
