@@ -13,7 +13,13 @@ class Cancellable(Protocol):
     def cancel(self) -> None: ...
 
 
-Work = TypeVar("Work", bound=Cancellable)
+Work = TypeVar("Work", bound=Cancellable, covariant=True)
+
+
+class Begin(Protocol[Work]):
+    """Begins to read batches: one that is awaited at once, or some that will be."""
+
+    def __call__(self, batches: Sequence[AtCursor], /, *, awaited: bool) -> Sequence[Work]: ...
 
 
 class ReadAhead(Generic[Work]):
@@ -34,7 +40,7 @@ class ReadAhead(Generic[Work]):
 
     def __init__(
         self,
-        begin: Callable[[Sequence[AtCursor]], Sequence[Work]],
+        begin: Begin[Work],
         depth: int,
         together: Callable[[AtCursor], int],
     ):
@@ -50,7 +56,7 @@ class ReadAhead(Generic[Work]):
         follows = batch in self._expected
         self._expected.append(batch.following)
         begun = self._under_way.pop(batch, None)
-        work, end = begun or (self._begin([batch])[0], batch.following)
+        work, end = begun or (self._begin([batch], awaited=True)[0], batch.following)
         if follows and self._depth:
             together = self._together(batch)
             for _ in range(self._depth):
@@ -73,5 +79,7 @@ class ReadAhead(Generic[Work]):
         while len(group) < together and batch not in self._under_way:
             group.append(batch)
             batch = batch.following
-        for member, work in zip(group, self._begin(group), strict=True):
+        # The first of a stream is awaited soon.
+        begun = self._begin(group, awaited=not self._under_way)
+        for member, work in zip(group, begun, strict=True):
             self._under_way[member] = work, batch

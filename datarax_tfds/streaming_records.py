@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from datarax_tfds.decoding import LEAST_TOGETHER, MOST_TOGETHER, decoded_together
 from datarax_tfds.eager_records import EagerRecords
 from datarax_tfds.layout import EASY_SHARE, free_host_bytes
-from datarax_tfds.read_ahead import ReadAhead
+from datarax_tfds.read_ahead import Begin, ReadAhead
 from datarax_tfds.record_cache import RecordCache
 from datarax_tfds.records import RecordReader
 from datarax_tfds.selection import AtCursor, Chosen, Selection
@@ -81,7 +81,7 @@ class StreamingRecords:
 
         if isinstance(selection, AtCursor):
             return _sound(self._batches, self._begin_batches, selection, placed)
-        return placed(self._begin_batches([selection])[0])
+        return placed(self._begin_batches([selection], awaited=True)[0])
 
     def build(self, fetched: dict[str, Any]) -> dict[str, Any]:
         """The batch of what `fetch` returned: that itself."""
@@ -115,7 +115,7 @@ class StreamingRecords:
 
     def take_one(self, selection: Chosen) -> dict[str, Any]:
         """One record, without a batch axis; text as bytes, all else on every device of the mesh."""
-        return next(self._singly(self._begin_blocks([selection])[0]))
+        return next(self._singly(self._begin_blocks([selection], awaited=True)[0]))
 
     def each(self, block: AtCursor) -> Iterator[dict[str, Any]]:
         """The records of a block, one by one, as `take_one`."""
@@ -133,16 +133,19 @@ class StreamingRecords:
         for record in rows.singly():
             yield jax.tree.map(placed, record)
 
-    def _begin_batches(self, batches: Sequence[Selection]) -> list["_Rows"]:
-        return self._begin(batches, self._slices(batches[0].batch_size))
+    def _begin_batches(self, batches: Sequence[Selection], *, awaited: bool) -> list["_Rows"]:
+        return self._begin(batches, self._slices(batches[0].batch_size), awaited)
 
-    def _begin_blocks(self, blocks: Sequence[Selection]) -> list["_Rows"]:
-        return self._begin(blocks, [(0, blocks[0].batch_size)])
+    def _begin_blocks(self, blocks: Sequence[Selection], *, awaited: bool) -> list["_Rows"]:
+        return self._begin(blocks, [(0, blocks[0].batch_size)], awaited)
 
     def _begin(
-        self, selections: Sequence[Selection], slices: Sequence[tuple[int, int]]
+        self, selections: Sequence[Selection], slices: Sequence[tuple[int, int]], awaited: bool
     ) -> list["_Rows"]:
-        """Begins to read those slices of each, many records in one call, whichever they are of."""
+        """Begins to read those slices of each, many records in one call, whichever they are of.
+
+        What is awaited, and not read ahead of its use, is cut finely enough for all threads.
+        """
         numbers, keys, ends = [], [], [0]
         for selection in selections:
             for start, stop in slices:
@@ -152,29 +155,25 @@ class StreamingRecords:
                 if self._reader.stochastic:
                     keys.append(selection.keys(slice(start, stop))[:records])
                 ends.append(ends[-1] + records)
-        chunks = self._submitted(np.concatenate(numbers), np.concatenate(keys) if keys else None)
+        share = ends[-1] * (1 if awaited else self._depth) // decoding_threads()
+        every_key = np.concatenate(keys) if keys else None
+        chunks = self._submitted(np.concatenate(numbers), every_key, share)
         places = itertools.pairwise(ends)
         return [
             _Rows(chunks, dict(zip(slices, places, strict=False)), self.spec) for _ in selections
         ]
 
-    def _submitted(self, numbers: np.ndarray, keys: np.ndarray | None) -> "_Chunks":
+    def _submitted(self, numbers: np.ndarray, keys: np.ndarray | None, share: int) -> "_Chunks":
         chunks: _Chunks = []
         start = 0
         while start < len(numbers):
-            size = self._chunk(len(numbers), len(numbers) - start)
+            most = min(max(share, LEAST_TOGETHER), len(numbers) - start)
+            size = decoded_together(most) if self._reader.holds_arrays else 1
             rows = slice(start, start + size)
             work = numbers[rows], None if keys is None else keys[rows]
             chunks.append((start, self._pool.submit(self._decoded.read, *work)))
             start += size
         return chunks
-
-    def _chunk(self, records: int, left: int) -> int:
-        """How many records to decode in one call: many, but so that every thread has some."""
-        if not self._reader.holds_arrays:
-            return 1
-        share = records * max(self._depth, 1) // decoding_threads()
-        return decoded_together(min(max(share, LEAST_TOGETHER), left))
 
     def _together(self, batch: Selection) -> int:
         """How many batches make a group that keeps all threads at the largest size of a call."""
@@ -194,7 +193,7 @@ class StreamingRecords:
 
 def _sound(
     ahead: ReadAhead["_Rows"],
-    begin: Callable[[Sequence[Selection]], Sequence["_Rows"]],
+    begin: Begin["_Rows"],
     selection: AtCursor,
     finish: Callable[["_Rows"], Result],
 ) -> Result:
@@ -205,7 +204,7 @@ def _sound(
     except Exception:
         # Whatever it was: nothing that was read beside it is to fail later on.
         ahead.clear()
-        return finish(begin([selection])[0])
+        return finish(begin([selection], awaited=True)[0])
 
 
 def _cache_of(reader: RecordReader) -> RecordCache | None:

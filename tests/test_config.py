@@ -55,21 +55,6 @@ def test_a_streaming_config_that_cannot_be_is_refused(fields, message):
         TFDSStreamingConfig(**fields)
 
 
-def test_the_signatures_begin_as_those_of_the_reference():
-    common = ["name", "split", "data_dir", "include_keys", "exclude_keys", "try_gcs", "shuffle"]
-    tail = ["as_supervised", "download_and_prepare_kwargs", "beam_num_workers"]
-    for config, own, end in [
-        (TFDSEagerConfig, "seed", ["local_files_only"]),
-        (TFDSStreamingConfig, "shuffle_buffer_size", ["prefetch_buffer", "local_files_only"]),
-    ]:
-        names = [field.name for field in dataclasses.fields(config)]
-        expected = [*common, own, *tail, *end]
-        assert names[: len(expected)] == expected
-    streaming = TFDSStreamingConfig(**GOOD)
-    assert (streaming.shuffle_buffer_size, streaming.prefetch_buffer) == (1000, 2)
-    assert (streaming.seed, TFDSEagerConfig(**GOOD).seed) == (42, 42)
-
-
 def test_a_config_is_a_frozen_value():
     config = TFDSEagerConfig(**GOOD, include_keys={"image"}, seed=np.uint32(7))
     with pytest.raises(dataclasses.FrozenInstanceError, match="seed"):
