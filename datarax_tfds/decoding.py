@@ -7,6 +7,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,32 @@ def decoded_together(records: int) -> int:
     return max(
         (size for size in _DECODED_TOGETHER if size <= records),
         default=records,
+    )
+
+
+@dataclass(frozen=True)
+class Definition:
+    """The features of a dataset, told apart by the file that defines them.
+
+    Args:
+        text: Of `features.json`.
+        features: What TFDS makes of it.
+    """
+
+    text: str
+    features: Any = field(compare=False)
+
+
+@functools.lru_cache(maxsize=8)
+def shared_decoder(definition: Definition, selected: tuple[tuple[str, str], ...]) -> "Decoder":
+    """One decoder for all sources of the same features, which is compiled once.
+
+    Args:
+        definition: Of the features.
+        selected: As `Decoder` takes it, in pairs.
+    """
+    return Decoder(
+        definition.features, dict(selected), decoders=None, map_fn=None, subject="features"
     )
 
 

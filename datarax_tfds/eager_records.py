@@ -153,9 +153,8 @@ class EagerRecords:
         def read(part: slice) -> Rows:
             buffers = self._packing.empty(part.stop - part.start)
             real = range(part.start, min(part.stop, self.length))
-            # Small enough that all threads end at about the same time. To compile for n records and
-            # to call for n records cost about the same: the square root makes the sum the least.
-            share = min(len(real) // (4 * decoding_threads()), math.isqrt(len(real)))
+            # Small enough that all threads end at about the same time.
+            share = len(real) // (4 * decoding_threads())
             chunk = decoded_together(max(share, LEAST_TOGETHER))
 
             def fill(start: int) -> None:

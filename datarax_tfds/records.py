@@ -1,6 +1,7 @@
 """Records by number, as the rows of a batch on the host."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 
 from datarax_tfds.block_files import BlockFiles
 from datarax_tfds.config import AnyConfig
-from datarax_tfds.decoding import Decoder
+from datarax_tfds.decoding import Decoder, Definition, shared_decoder
 from datarax_tfds.errors import DataLossError
 from datarax_tfds.files import RecordFiles
 from datarax_tfds.spec import element_spec, holds_arrays, narrowed, select_features
@@ -43,13 +44,19 @@ class RecordReader:
         self.subject = subject
         self.files = split.files
         self._bytes: RecordFiles | BlockFiles = split.files
-        self._decoder = Decoder(
-            split.info.features,
-            select_features(split.info, config, subject),
-            decoders=config.decoders,
-            map_fn=config.map_fn,
-            subject=subject,
-        )
+        selected = select_features(split.info, config, subject)
+        if config.decoders is None and config.map_fn is None:
+            text = (Path(split.info.data_dir) / "features.json").read_text()
+            definition = Definition(text, split.info.features)
+            self._decoder = shared_decoder(definition, tuple(selected.items()))
+        else:
+            self._decoder = Decoder(
+                split.info.features,
+                selected,
+                decoders=config.decoders,
+                map_fn=config.map_fn,
+                subject=subject,
+            )
         self._maps = config.map_fn is not None
         self.stochastic = self._decoder.stochastic
         self.spec = element_spec(self._decoder.outputs, subject)

@@ -137,3 +137,15 @@ def test_auto_replicates_up_to_a_tenth_of_a_device(data_dir, free, layout, monke
     monkeypatch.setattr(layouts, "free_host_bytes", lambda: free)
     source = TFDSEagerSource(config(data_dir, "tiny"), sharding=shardings()["8 devices"])
     assert source.records.layout == layout
+
+
+def test_sources_of_the_same_features_share_what_is_compiled(data_dir):
+    def decoder(**fields):
+        config = TFDSStreamingConfig(**{"name": "tiny", "split": "train"} | fields)
+        return TFDSStreamingSource(config).records._reader._decoder
+
+    here = {"data_dir": str(data_dir)}
+    assert decoder(**here) is decoder(**here, split="test") is decoder(**here, name="tiny_one")
+    assert decoder(**here) is not decoder(**here, exclude_keys={"id"})
+    assert decoder(**here) is not decoder(**here, name="dtypes")
+    assert decoder(**here) is not decoder(**here, map_fn=lambda record: record)
