@@ -6,7 +6,12 @@ Runs in the environment that `scripts/beside_datarax` makes, since datarax is no
 reads 4,000 records only, since datarax takes minutes for more.
 """
 
+import importlib
 import importlib.metadata
+import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +19,19 @@ from types import ModuleType
 from typing import Any
 
 import benchmark_data
-import datarax.sources  # pyright: ignore[reportMissingImports]: in an environment of its own
 import jax
 import tyro
-from benchmarking import Comparison, in_turn, show
+from benchmarking import Comparison, show
 from flax import nnx
-
-import datarax_tfds
 
 BATCH = 128
 RECORDS = 4_000
+RUNS = 3
+TARGETS = {
+    "construction of an eager source": 100.0,
+    f"get_batch({BATCH}) of an eager source": 10.0,
+    f"get_batch({BATCH}) of a stream, an epoch": 30.0,
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,7 @@ class Options:
     data_dir: Path = Path("data")
     out: Path = Path("runs/benchmark")
     rounds: int = 3
+    package: str = ""  # used by the script itself, for processes of its own
 
 
 def eager(package: ModuleType, name: str, options: Options) -> Any:
@@ -49,57 +58,60 @@ def streaming(package: ModuleType, name: str, options: Options) -> Any:
     return package.TFDSStreamingSource(config, rngs=nnx.Rngs(0))
 
 
-def building(package: ModuleType, name: str, options: Options) -> Callable[[], None]:
-    return lambda: jax.block_until_ready(eager(package, name, options).data)
+def batches_of(source: Any, steps: int) -> None:
+    batches = [source.get_batch(BATCH) for _ in range(steps)]
+    jax.block_until_ready(batches[-1])
 
 
-def batches_of(source: Any, steps: int) -> Callable[[], None]:
-    def run() -> None:
-        batches = [source.get_batch(BATCH) for _ in range(steps)]
-        jax.block_until_ready(batches[-1])
-
-    return run
-
-
-def epoch_of(source: Any) -> Callable[[], None]:
-    """An epoch from its beginning, batch by batch."""
-
-    def run() -> None:
-        source.reset()
-        batches_of(source, RECORDS // BATCH)()
-
-    return run
+def seconds(run: Callable[[], object], units: int = 1) -> list[float]:
+    """Of each run, after one to warm up."""
+    times = []
+    for _ in range(1 + RUNS):
+        start = time.perf_counter()
+        run()
+        times.append((time.perf_counter() - start) / units)
+    return times[1:]
 
 
-def rows(name: str, options: Options) -> Iterator[Comparison]:
-    packages = datarax_tfds, datarax.sources
-    yield in_turn(
-        "construction of an eager source",
-        *(building(package, name, options) for package in packages),
-        target=100.0,
-        rounds=options.rounds,
-    )
-    yield in_turn(
-        f"get_batch({BATCH}) of an eager source",
-        *(batches_of(eager(package, name, options), 30) for package in packages),
-        target=10.0,
-        rounds=options.rounds,
-        units=30,
-    )
-    yield in_turn(
-        f"get_batch({BATCH}) of a stream, an epoch",
-        *(epoch_of(streaming(package, name, options)) for package in packages),
-        target=30.0,
-        rounds=options.rounds,
-        units=RECORDS // BATCH,
-    )
+def measured(package: ModuleType, name: str, options: Options) -> list[list[float]]:
+    """The seconds of one package, in the order of the targets."""
+    steps = RECORDS // BATCH
+    source, stream = eager(package, name, options), streaming(package, name, options)
+
+    def epoch() -> None:
+        stream.reset()
+        batches_of(stream, steps)
+
+    return [
+        seconds(lambda: jax.block_until_ready(eager(package, name, options).data)),
+        seconds(lambda: batches_of(source, steps), steps),
+        seconds(epoch, steps),
+    ]
+
+
+def compared(options: Options) -> Iterator[Comparison]:
+    """Both in turn, in processes of their own: what one leaves behind would slow the other."""
+    rows = [Comparison(name, target) for name, target in TARGETS.items()]
+    for _ in range(options.rounds):
+        for package in ("datarax_tfds", "datarax.sources"):
+            command = [sys.executable, __file__, "--package", package]
+            command += ["--data-dir", str(options.data_dir)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=900)
+            times = json.loads(done.stdout.splitlines()[-1])
+            for row, runs in zip(rows, times, strict=True):
+                (row.ours_s if package == "datarax_tfds" else row.peer_s).extend(runs)
+    yield from rows
 
 
 def main(options: Options) -> None:
     name = benchmark_data.png_28(options.data_dir)
+    if options.package:
+        package = importlib.import_module(options.package)
+        print(json.dumps(measured(package, name, options)))
+        return
     version = importlib.metadata.version("datarax")
     title = f"against datarax {version}, {jax.default_backend()}, jax {jax.__version__}"
-    show(title, rows(name, options), save_as=options.out / "datarax")
+    show(title, compared(options), save_as=options.out / "datarax")
 
 
 if __name__ == "__main__":
