@@ -48,3 +48,18 @@ def shardings() -> dict[str, NamedSharding]:
 @pytest.fixture(params=list(shardings()))
 def sharding(request: pytest.FixtureRequest) -> NamedSharding:
     return shardings()[request.param]
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The numbers of all records that are read, in the order in which they are."""
+    from datarax_tfds.records import RecordReader
+
+    read, numbers = RecordReader.read, []
+
+    def noting(self, some, keys=None):
+        numbers.extend(some.tolist())
+        return read(self, some, keys)
+
+    monkeypatch.setattr(RecordReader, "read", noting)
+    return numbers

@@ -11,7 +11,6 @@ from flax import nnx
 from test_source import EAGER, SIZE, SOURCES, STREAMING, config_of, loaded
 
 from datarax_tfds import Cursor, Pipeline, TFDSEagerSource, TFDSStreamingConfig, TFDSStreamingSource
-from datarax_tfds.records import RecordReader
 
 FEW = ["one device", "8 devices, sharded", "streaming, one device", "streaming by blocks"]
 
@@ -252,17 +251,6 @@ def test_an_eager_cache_keeps_the_arrays_of_all_records(data_dir, place):
 
 
 class TestStreamingCache:
-    @pytest.fixture
-    def reads(self, monkeypatch):
-        read, numbers = RecordReader.read, []
-
-        def noting(self, some, keys=None):
-            numbers.extend(some.tolist())
-            return read(self, some, keys)
-
-        monkeypatch.setattr(RecordReader, "read", noting)
-        return numbers
-
     def source(self, data_dir, **fields):
         config = TFDSStreamingConfig(
             name="tiny", split="train", data_dir=str(data_dir), shuffle=True, seed=5,

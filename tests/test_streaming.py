@@ -44,19 +44,6 @@ def streaming(data_dir, mesh="one device", **fields):
     return TFDSStreamingSource(config, sharding=shardings()[mesh])
 
 
-@pytest.fixture
-def reads(monkeypatch):
-    """The numbers of all records that are read, in the order in which they are."""
-    read, numbers = RecordReader.read, []
-
-    def noting(self, some, keys=None):
-        numbers.extend(some.tolist())
-        return read(self, some, keys)
-
-    monkeypatch.setattr(RecordReader, "read", noting)
-    return numbers
-
-
 def expected_ids(epochs=1):
     return np.concatenate([Order(N, 5).span(epoch, 0, N) for epoch in range(epochs)]).tolist()
 
