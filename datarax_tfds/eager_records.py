@@ -116,7 +116,7 @@ class EagerRecords:
         Args:
             keep: Whether the next call is to return the same arrays.
         """
-        if self._kept is not None:
+        if keep and self._kept is not None:
             return self._kept
         storage = storage_sharding(self._batch, self.layout)
         arrays = jax.jit(_on_each_device(self._packing.unpack, storage))(self._rows)

@@ -19,7 +19,7 @@ from datarax_tfds.opened import Records
 from datarax_tfds.prefetch import handed_out
 from datarax_tfds.source import Source
 from datarax_tfds.spec import require_arrays
-from datarax_tfds.stages import Batch, Stage, StageGraph, are_random, chain, graph_of
+from datarax_tfds.stages import Batch, Stage, StageGraph, are_random, chain, graph_of, values_of
 from datarax_tfds.state import Identity, restored, saved
 from sharding import check_batch_size, on_mesh, take_rows
 from sharding.messages import explain
@@ -364,15 +364,16 @@ def _staged(
     def staged(
         fetched: Any, real: Any, keys: Any, state: nnx.State, graphdef: Any
     ) -> tuple[Batch, nnx.State]:
-        before = [variable.get_raw_value() for _, variable in nnx.to_flat_state(state)]
+        before = values_of(state)
         stages = nnx.merge(graphdef, state)
         batch = _through(graph, stages, records.build(fetched), real, keys, rows)
-        after = nnx.to_flat_state(nnx.state(stages))
+        state_after = nnx.state(stages)
+        after = nnx.to_flat_state(state_after)
         # Only what changed leaves the program: returning the parameters would copy them.
         changes = [
-            (path, variable)
-            for (path, variable), old in zip(after, before, strict=True)
-            if variable.get_raw_value() is not old
+            (path, leaf)
+            for (path, leaf), new, old in zip(after, values_of(state_after), before, strict=True)
+            if new is not old
         ]
         return batch, nnx.from_flat_state(changes)
 

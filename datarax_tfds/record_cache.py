@@ -78,7 +78,9 @@ class RecordCache:
     def _keep(self, numbers: np.ndarray, fresh: dict[str, Any]) -> None:
         with self._lock:
             places, columns = self._opened()
-            new = np.flatnonzero(places[numbers] < 0)[: self._capacity - self._used]
+            # Each once, though a batch may hold a record twice.
+            _, firsts = np.unique(numbers, return_index=True)
+            new = firsts[places[numbers[firsts]] < 0][: self._capacity - self._used]
             stop = self._used + len(new)
             for column, rows in zip(jax.tree.leaves(columns), jax.tree.leaves(fresh), strict=True):
                 column[self._used : stop] = rows[new]

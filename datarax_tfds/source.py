@@ -355,7 +355,8 @@ class Source(nnx.Module, Generic[Config, Opened]):
 
     def reset_cache(self) -> None:
         """Frees what `cacheable` keeps; without effect if the config is not `cacheable`."""
-        self.records.reset_cache()
+        if self.config.cacheable:
+            self.records.reset_cache()
 
     def collect_to_array(self) -> dict[str, Any]:
         """All records in stored order on the devices, for training loops of one's own.

@@ -108,6 +108,14 @@ def are_random(stages: Sequence[Stage]) -> bool:
     return any(_takes_keys(stage) or _has_streams(stage) for stage in stages)
 
 
+def values_of(state: nnx.State) -> list[Any]:
+    """The values of a state: of its variables, and of arrays that are attributes as they are."""
+    return [
+        leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf
+        for _, leaf in nnx.to_flat_state(state)
+    ]
+
+
 def _refused(problem: str, nodes: Mapping[str, Stage], fix: str) -> ValueError:
     return ValueError(explain("Pipeline.from_dag", problem, nodes=", ".join(nodes), fix=fix))
 
@@ -141,9 +149,10 @@ def _record_by_record(stage: Stage, name: str, inputs: Sequence[Batch], keys: ja
 
         fresh = jax.tree.map(keyed, streams, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
         alone = nnx.merge(graphdef, fresh, others)
-        before = _values(alone)
+        before = values_of(nnx.state(alone, nnx.Not(nnx.RngState)))
         batch = alone(*jax.tree.map(lambda column: column[None], record))
-        if any(new is not old for new, old in zip(_values(alone), before, strict=True)):
+        after = values_of(nnx.state(alone, nnx.Not(nnx.RngState)))
+        if any(new is not old for new, old in zip(after, before, strict=True)):
             raise ValueError(
                 explain(
                     name,
@@ -156,11 +165,6 @@ def _record_by_record(stage: Stage, name: str, inputs: Sequence[Batch], keys: ja
         return jax.tree.map(lambda column: column[0], batch)
 
     return jax.vmap(one, in_axes=(0, 0, None, None))(list(inputs), keys, streams, others)
-
-
-def _values(stage: Any) -> list[Any]:
-    state = nnx.state(stage, nnx.Not(nnx.RngState))
-    return [variable.get_raw_value() for _, variable in nnx.to_flat_state(state)]
 
 
 def _takes_keys(stage: Stage) -> bool:

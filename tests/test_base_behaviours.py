@@ -244,10 +244,12 @@ def test_an_eager_cache_keeps_the_arrays_of_all_records(data_dir, place):
     assert source.data is data is source.collect_to_array()
     source.reset_cache()
     assert source.data is not data
-    source.reset_cache()
-    other = fresh(data_dir, place)
+    kept, other = source.data, fresh(data_dir, place)
     assert other.records is source.records
     assert other.data is not other.data
+    assert other.data is not kept
+    other.reset_cache()
+    assert source.data is kept
 
 
 class TestStreamingCache:
@@ -270,6 +272,14 @@ class TestStreamingCache:
         source.reset_cache()
         self.epoch(source)
         assert sorted(reads) == sorted([*range(N)] * 2)
+
+    def test_a_record_that_comes_twice_is_kept_once(self, data_dir, reads):
+        source = self.source(data_dir)
+        source.get_records([3] * N)
+        self.epoch(source)
+        reads.clear()
+        self.epoch(source)
+        assert reads == []
 
     @pytest.mark.parametrize("rows", [0, 40])
     def test_what_does_not_fit_is_read_again(self, data_dir, reads, monkeypatch, rows):

@@ -31,11 +31,14 @@ class Noise(nnx.Module):
 
     def __init__(self, rngs):
         self.scale = nnx.Param(jnp.int32(3))
+        self.offset = jnp.int32(1)
         self.rngs = rngs
 
     def __call__(self, batch):
         drawn = jax.random.randint(self.rngs.noise(), batch["image"].shape, 0, 50, jnp.int32)
-        return batch | {"noisy": batch["image"].astype(jnp.int32) + drawn * self.scale[...]}
+        return batch | {
+            "noisy": batch["image"].astype(jnp.int32) + drawn * self.scale[...] + self.offset
+        }
 
 
 def flipped(batch, keys):
@@ -49,6 +52,7 @@ class Seen(nnx.Module):
 
     def __init__(self):
         self.batches = nnx.Variable(jnp.int32(0))
+        self.table = jnp.zeros(3)  # no Variable: part of the state all the same
 
     def __call__(self, batch):
         self.batches.set_value(self.batches.get_value() + 1)
@@ -261,7 +265,7 @@ class TestTraining:
         )
         memory = lowered.compile().memory_analysis()
         rows = sum(leaf.nbytes for leaf in jax.tree.leaves(shared)) / source.sharding.mesh.size
-        assert memory.temp_size_in_bytes < rows / 2 + 4 * SIZE * 64
+        assert memory.temp_size_in_bytes < rows / 2
 
 
 class TestRefusals:
