@@ -65,6 +65,8 @@ class EagerRecords:
         finish = _row_major if batch.mesh.size == 1 else lambda columns: columns
         self._take = jax.jit(lambda *fetched: finish(self.build(fetched)))
         self._take_one = jax.jit(self._built_alone)
+        storage = storage_sharding(batch, self.layout)
+        self._unpack_all = jax.jit(_on_each_device(self._packing.unpack, storage))
 
     def fetch(self, selection: Selection) -> tuple[Rows, np.ndarray]:
         """What `build` needs for a batch: on the host, without computing anything."""
@@ -118,8 +120,7 @@ class EagerRecords:
         """
         if keep and self._kept is not None:
             return self._kept
-        storage = storage_sharding(self._batch, self.layout)
-        arrays = jax.jit(_on_each_device(self._packing.unpack, storage))(self._rows)
+        arrays = self._unpack_all(self._rows)
         if keep:
             self._kept = arrays
         return arrays

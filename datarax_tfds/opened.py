@@ -35,7 +35,9 @@ class Records(Protocol):
         ...
 
     def arrays(self, keep: bool) -> dict[str, Any]:
-        """All records on the devices, `[N, ...]`; the same arrays the next time, with `keep`."""
+        """All records on the devices, `[N, ...]`; with `keep`, those of an eager source are
+        the same arrays the next time.
+        """
         ...
 
     def reset_cache(self) -> None:

@@ -16,9 +16,13 @@ class OperationCounts(nnx.Module):
 
     What was handed out is the way of the cursor, less its jumps and less what a remainder policy
     left out.
+
+    Args:
+        length: Number of records N.
     """
 
-    def __init__(self):
+    def __init__(self, length: int):
+        self._length = length
         # Epochs and positions that the cursor jumped, and records left out: three that stay small.
         self._apart = nnx.Variable[Any](np.zeros(3, np.int32))
 
@@ -34,14 +38,18 @@ class OperationCounts(nnx.Module):
         """Counts from here."""
         self._apart.set_value(np.array([cursor.epoch, cursor.index, 0], np.int32))
 
-    def at(self, cursor: Cursor, length: int) -> dict[str, int]:
-        """The counts of a source of that length which has come to a cursor."""
+    def at(self, cursor: Cursor) -> dict[str, int]:
+        """The counts of a source which has come to a cursor."""
         epochs, positions, skipped = map(int, self._apart.get_value())
-        passed = (cursor.epoch - epochs) * length + cursor.index - positions
+        passed = (cursor.epoch - epochs) * self._length + cursor.index - positions
         return {"applied_count": passed - skipped, "skipped_count": skipped}
 
-    def _add(self, *amounts: Any) -> None:
+    def _add(self, epochs: Any, positions: Any, records: Any) -> None:
         apart = self._apart.get_value()
-        traced = any(isinstance(value, jax.core.Tracer) for value in (apart, *amounts))
+        traced = any(isinstance(v, jax.core.Tracer) for v in (apart, epochs, positions, records))
         array = jnp if traced else np
-        self._apart.set_value(array.asarray(apart) + array.asarray(amounts, np.int32))
+        sums = array.asarray(apart) + array.asarray([epochs, positions, records], np.int32)
+        # Whole epochs are carried over, else jumps to and fro would overflow in the end.
+        carried = sums[1] // self._length
+        carry = array.asarray([1, -self._length, 0], np.int32)
+        self._apart.set_value(sums + carried * carry)

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 from datarax_tfds.cursor import Cursor, Remainder, Schedule
 from datarax_tfds.opened import Records
 from datarax_tfds.prefetch import handed_out
-from datarax_tfds.source import Source
+from datarax_tfds.source import Source, constructor_signature
 from datarax_tfds.spec import require_arrays
 from datarax_tfds.stages import Batch, Stage, StageGraph, are_random, chain, graph_of, values_of
 from datarax_tfds.state import Identity, restored, saved
@@ -323,6 +323,9 @@ class Pipeline(nnx.Module):
             else None,
         )
         return steps, batches[-1].following.cursor
+
+
+Pipeline.__signature__ = constructor_signature(Pipeline)
 
 
 class _Steps(NamedTuple):

@@ -28,7 +28,7 @@ from datarax_tfds.selection import Chosen
 from datarax_tfds.split import open_split
 from datarax_tfds.state import Identity, restored, saved
 from datarax_tfds.statistics import Statistics
-from sharding import check_batch_size, resolved_sharding
+from sharding import check_batch_size, on_mesh, resolved_sharding
 from sharding.messages import explain
 
 _BLOCK = 32  # records that single ones are read ahead by
@@ -39,6 +39,9 @@ Opened = TypeVar("Opened", bound=Records)
 
 class Source(nnx.Module, Generic[Config, Opened]):
     """The records of a TFDS split, in an order, from a cursor: what all sources share.
+
+    A compiled function that only closes over a source keeps the epoch, the seed and `shuffle` that
+    it had when it was traced; one that takes it as an argument of `nnx.jit` follows it.
 
     Its subclasses are final, and say how records are opened.
 
@@ -58,12 +61,14 @@ class Source(nnx.Module, Generic[Config, Opened]):
         name: str | None = None,
         sharding: NamedSharding | None = None,
     ):
-        name = name or f"{type(self).__name__}({config.name}:{config.split})"
+        name = name or self._named(config)
         self.sharding = nnx.static(resolved_sharding(sharding, name))
         split = open_split(config)
         self._info = nnx.static(split.info)
         self.length = len(split)
         self._configure(config, rngs, name)
+        self.positions = self._configured_positions()
+        self._statistics = Statistics(config.precomputed_stats)
         reader = RecordReader(split, config, name)
         self._map_fn_draws = reader.stochastic
         self._identity = Identity(
@@ -78,13 +83,16 @@ class Source(nnx.Module, Generic[Config, Opened]):
         self.records: Opened = nnx.static(self._opened(reader))
         self.index = nnx.Variable(0)
         self.epoch = nnx.Variable(0)
-        self._counts = OperationCounts()
+        self._counts = OperationCounts(self.length)
+        self._settle()
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        # What help() and editors show; NNX hides it behind (*args, **kwargs).
-        _, *parameters = inspect.signature(cls.__init__).parameters.values()
-        cls.__signature__ = inspect.Signature(parameters)
+        cls.__signature__ = constructor_signature(cls)
+
+    @classmethod
+    def _named(cls, config: AnyConfig) -> str:
+        return f"{cls.__name__}({config.name}:{config.split})"
 
     def _configure(self, config: Config, rngs: nnx.Rngs | None, name: str) -> None:
         """Takes over all of a config that does not decide what is read, and how."""
@@ -93,9 +101,10 @@ class Source(nnx.Module, Generic[Config, Opened]):
         self.name = name
         self.stochastic = config.stochastic
         self.stream_name = config.stream_name
-        seed = self._drawn_seed() if config.stochastic else config.seed
-        self.positions = self._positions(config.shuffle, seed)
-        self._statistics = Statistics(config.precomputed_stats)
+
+    def _configured_positions(self) -> Positions:
+        seed = self._drawn_seed() if self.config.stochastic else self.config.seed
+        return self._positions(self.config.shuffle, seed)
 
     def _drawn_seed(self) -> int:
         streams = list(self.rngs or ())
@@ -117,9 +126,13 @@ class Source(nnx.Module, Generic[Config, Opened]):
         """The records, ready to be taken."""
 
     # Fields that a copy may have otherwise without opening the records anew.
-    _not_of_reading: ClassVar[frozenset[str]] = frozenset(
-        {"batch_stats_fn", "precomputed_stats", "stochastic", "stream_name", "shuffle", "seed"}
+    _of_order: ClassVar[frozenset[str]] = frozenset(
+        {"stochastic", "stream_name", "shuffle", "seed"}
     )
+    _not_of_reading: ClassVar[frozenset[str]] = _of_order | {
+        "batch_stats_fn",
+        "precomputed_stats",
+    }
 
     @abstractmethod
     def _ordered(self, seed: int | None) -> Order | BlockOrder:
@@ -223,12 +236,23 @@ class Source(nnx.Module, Generic[Config, Opened]):
             Arrays `[n, ...]`.
 
         Raises:
+            TypeError: No list of integers.
             IndexError: A number that no record has.
         """
-        check_batch_size(len(indices), self.sharding)
-        if _traced(indices):
-            return self.records.take_within(indices)
-        numbers = np.asarray(indices)
+        numbers: Any = indices if isinstance(indices, jax.Array) else np.asarray(indices)
+        if numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):
+            raise TypeError(
+                explain(
+                    self.name,
+                    "records are taken by a list of their numbers.",
+                    got=f"{numbers.dtype}{list(numbers.shape)}",
+                    fix="pass integers [n], as np.arange(8)",
+                )
+            )
+        check_batch_size(len(numbers), self.sharding)
+        if _traced(numbers):
+            return self.records.take_within(numbers)
+        numbers = np.asarray(numbers)
         for number in (numbers.min(), numbers.max()):
             self._require(int(number), least=0)
         return self.records.take(self._chosen(numbers))
@@ -276,6 +300,15 @@ class Source(nnx.Module, Generic[Config, Opened]):
         """Goes on from any position."""
         self._counts.jumped(self.cursor, cursor)
         self.move_to(cursor)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Puts what changes where a compiled step leaves it, so that the next step finds the
+        program of the last.
+        """
+        if self.supports_indexed_access() and not _traced():
+            changing = (self.index, self.epoch, self._counts)
+            nnx.update(changing, on_mesh(nnx.state(changing), self.sharding.mesh))
 
     def left_out(self, records: Any) -> None:
         """Notes that as many records were passed over by a remainder policy; traceable."""
@@ -329,11 +362,12 @@ class Source(nnx.Module, Generic[Config, Opened]):
 
         Not inside a compiled function; those handed out there count.
         """
-        return self._counts.at(self.cursor, self.length)
+        return self._counts.at(self.cursor)
 
     def reset_operation_stats(self) -> None:
         """Counts from here."""
         self._counts.reset(self.cursor)
+        self._settle()
 
     def compute_statistics(self, data: Any) -> dict[str, Any] | None:
         """What `config.batch_stats_fn` makes of a batch, kept; None without that function."""
@@ -382,26 +416,54 @@ class Source(nnx.Module, Generic[Config, Opened]):
         rngs: nnx.Rngs | None = None,
         name: str | None = None,
     ) -> Self:
-        """Another source that differs in what is given, at the same position.
+        """Another source that differs in what is given: else with the order, the position, the
+        counts and the statistics that this one has by now.
 
         The records are shared where the config reads the same ones in the same way; else they are
-        opened anew, and the position is the first.
+        opened anew. If those are others, the copy begins at the first.
 
         Args:
             config: In place of this one.
-            rngs: Likewise.
+            rngs: Likewise; a `stochastic` copy draws its seed from them.
             name: Likewise.
+
+        Raises:
+            TypeError: `config` is that of another kind of source.
         """
         wanted = self.config if config is None else config
-        if rngs is None:
-            rngs = None if self.rngs is None else nnx.clone(self.rngs)
+        if type(wanted) is not type(self.config):
+            raise TypeError(
+                explain(
+                    self.name,
+                    f"a {type(self).__name__} has a {type(self.config).__name__}.",
+                    config=type(wanted).__name__,
+                    fix="build the other source from that config",
+                )
+            )
+        anew = rngs is not None and wanted.stochastic
+        anew |= any(
+            getattr(wanted, field) != getattr(self.config, field) for field in self._of_order
+        )
+        streams = nnx.clone(self.rngs) if rngs is None and self.rngs is not None else rngs
+        if name is None and self.name != self._named(self.config):
+            name = self.name
         alike = {field: getattr(self.config, field) for field in self._not_of_reading}
-        if dataclasses.replace(wanted, **alike) != self.config:
-            return type(self)(wanted, rngs=rngs, name=name, sharding=self.sharding)
-        other = self.clone()
-        if config is not None:
-            other._configure(config, rngs, name or self.name)
-        other.rngs, other.name = nnx.data(rngs), name or self.name
+        if dataclasses.replace(wanted, **alike) == self.config:
+            other = self.clone()
+            other._configure(wanted, streams, name or self._named(wanted))
+            if anew:
+                other.positions = other._configured_positions()
+        else:
+            other = type(self)(wanted, rngs=streams, name=name, sharding=self.sharding)
+            if other._identity != self._identity:
+                return other
+            other.jump_to(self.cursor)
+            other._counts = nnx.clone(self._counts)
+            other._statistics = nnx.clone(self._statistics)
+            if not anew:
+                other.positions = other._positions(self.is_random_order, self.positions.seed)
+        if wanted.precomputed_stats is not self.config.precomputed_stats:
+            other._statistics = Statistics(wanted.precomputed_stats)
         return other
 
     def requires_rng_streams(self) -> list[str] | None:
@@ -473,6 +535,12 @@ class Source(nnx.Module, Generic[Config, Opened]):
 
     def _chosen(self, numbers: np.ndarray) -> Chosen:
         return self.positions.chosen(numbers, self.cursor.epoch)
+
+
+def constructor_signature(cls: type) -> inspect.Signature:
+    """What help() and editors show; NNX hides it behind (*args, **kwargs)."""
+    _, *parameters = inspect.signature(cls.__init__).parameters.values()
+    return inspect.Signature(parameters)
 
 
 def _traced(*values: Any) -> bool:

@@ -74,6 +74,10 @@ def graph_of(
         ValueError: A name without a stage, a stage without edges, a cycle, or a stage that the sink
             does not depend on.
     """
+    for name, takes in edges.items():
+        if isinstance(takes, str):
+            problem = f"the edges of {name!r} are a list of names."
+            raise _refused(problem, nodes, f"use {name!r}: [{takes!r}]")
     named = {sink, *edges, *(name for names in edges.values() for name in names)}
     unknown, loose = sorted(named - set(nodes)), sorted(set(nodes) - set(edges))
     if unknown:
@@ -160,6 +164,16 @@ def _record_by_record(stage: Stage, name: str, inputs: Sequence[Batch], keys: ja
                     " that all records share.",
                     stage=type(stage).__name__,
                     fix="take a parameter keys in place of the streams, or split the stage in two",
+                )
+            )
+        if any(jnp.ndim(column) == 0 for column in jax.tree.leaves(batch)):
+            raise ValueError(
+                explain(
+                    name,
+                    "a stage with random streams sees a batch of one record, and must return one.",
+                    stage=type(stage).__name__,
+                    got=jax.tree.map(jnp.shape, batch),
+                    fix="keep the first axis, of length 1, in every value",
                 )
             )
         return jax.tree.map(lambda column: column[0], batch)

@@ -105,7 +105,9 @@ class StreamingRecords:
     fetch_steps = take_within
 
     def arrays(self, keep: bool) -> dict[str, Any]:
-        """All records in stored order, `[N, ...]`, on the devices; none of them is kept."""
+        """All records in stored order, `[N, ...]`, on the devices; the next call reads them again,
+        whatever `keep` says: they are more than a stream may hold.
+        """
         return EagerRecords(self._reader, batch=self._batch, layout="auto").arrays(keep)
 
     def reset_cache(self) -> None:

@@ -1,6 +1,7 @@
 """What every source does beside reading: statistics, counts, copies, caches, streams of keys."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,14 @@ from contract import N, check_records, equal, ids
 from flax import nnx
 from test_source import EAGER, SIZE, SOURCES, STREAMING, config_of, loaded
 
-from datarax_tfds import Cursor, Pipeline, TFDSEagerSource, TFDSStreamingConfig, TFDSStreamingSource
+from datarax_tfds import (
+    Cursor,
+    Pipeline,
+    TFDSEagerConfig,
+    TFDSEagerSource,
+    TFDSStreamingConfig,
+    TFDSStreamingSource,
+)
 
 FEW = ["one device", "8 devices, sharded", "streaming, one device", "streaming by blocks"]
 
@@ -162,6 +170,48 @@ class TestCopies:
         assert len(elsewhere) != len(source)
         assert elsewhere.name == f"{type(source).__name__}({config.name}:test)"
 
+    def test_a_copy_goes_on_in_the_order_that_was_set(self, make):
+        source = make()
+        source.reset(seed=9)
+        source.get_batch(SIZE)
+        source.set_statistics({"mean": 1.0})
+        config = dataclasses.replace(source.config, batch_stats_fn=mean)
+        for other in (source.copy(), source.copy(config=config), source.copy(rngs=nnx.Rngs(0))):
+            assert other.get_state() == source.get_state()
+            assert other.get_statistics() == {"mean": 1.0}
+            assert other.get_operation_stats() == source.get_operation_stats()
+            other.get_batch(SIZE)
+            other.set_statistics({"mean": 2.0})
+        assert source.get_statistics() == {"mean": 1.0}
+        assert source.get_operation_stats()["applied_count"] == SIZE
+
+    def test_a_copy_whose_records_are_opened_anew_goes_on_too(self, data_dir):
+        place = STREAMING["streaming, one device"]
+        source = loaded(config_of(data_dir, place, shuffle=True), place[1]).copy(name="mine")
+        source.reset(seed=9)
+        source.get_batch(SIZE)
+        other = source.copy(config=dataclasses.replace(source.config, prefetch_buffer=0))
+        assert other.records is not source.records
+        assert other.name == "mine"
+        assert other.get_state() == source.get_state()
+        assert other.get_operation_stats() == source.get_operation_stats()
+        assert equal(other.get_batch(SIZE), source.get_batch(SIZE))
+        elsewhere = source.copy(config=dataclasses.replace(source.config, split="test"))
+        assert elsewhere.cursor == Cursor()
+
+    def test_a_copy_with_streams_of_its_own_draws_a_seed(self, data_dir, place):
+        fields = {"stochastic": True, "stream_name": "order"}
+        source = fresh(data_dir, place, rngs=nnx.Rngs(order=1), **fields)
+        assert source.copy().get_state() == source.get_state()
+        assert source.copy(rngs=nnx.Rngs(order=2)).get_state()["seed"] != source.positions.seed
+
+    def test_a_config_of_the_other_kind_is_refused(self, data_dir, make):
+        source = make()
+        kinds = {TFDSEagerConfig: TFDSStreamingConfig, TFDSStreamingConfig: TFDSEagerConfig}
+        config = kinds[type(source.config)](name="tiny", split="train", data_dir=str(data_dir))
+        with pytest.raises(TypeError, match=r"(Eager|Streaming)Config(.|\n)*config:(.|\n)*fix:"):
+            source.copy(config=config)
+
     def test_no_two_copies_share_a_stream_of_keys(self, make):
         source = make().copy(rngs=nnx.Rngs(0))
         one, other = source.copy(), source.clone()
@@ -212,6 +262,14 @@ class TestRecordsByNumber:
         with pytest.raises(TypeError, match=r"nothing else(.|\n)*fix:"):
             source.process(7, 8)
 
+    @pytest.mark.parametrize(
+        ("numbers", "got"),
+        [([0.5] * 8, "float64"), (["0"] * 8, "<U1"), ([[1, 2]] * 8, "int64[8, 2]"), (7, "int64[]")],
+    )
+    def test_what_is_no_list_of_integers_is_refused(self, make, numbers, got):
+        with pytest.raises(TypeError, match=rf"got: +{re.escape(got)}(.|\n)*fix:"):
+            make().get_records(numbers)
+
     @pytest.mark.parametrize("number", [-1, N])
     def test_a_number_that_no_record_has_is_refused(self, make, number):
         with pytest.raises(IndexError, match=rf"number: +{number}(.|\n)*fix: +use a number from 0"):
@@ -228,6 +286,18 @@ class TestRecordsByNumber:
                     lambda start: source.get_records(source.record_indices_at(start, SIZE))
                 )
                 assert ids(at(90)) == source.record_indices_at(90, SIZE).tolist()
+
+    def test_a_program_follows_the_source_that_it_takes(self, data_dir):
+        place = EAGER["one device"]
+        source = loaded(config_of(data_dir, place, shuffle=True), place[1]).clone()
+        closed = jax.jit(lambda: source.get_batch_at(0, SIZE))
+        taking = nnx.jit(lambda source: source.get_batch_at(0, SIZE))
+        first = source.get_batch_at(0, SIZE)
+        assert equal(closed(), first)
+        assert equal(taking(source), first)
+        source.reset(seed=9)
+        assert equal(taking(source), source.get_batch_at(0, SIZE))
+        assert equal(closed(), first)
 
     def test_all_records_as_arrays(self, make):
         source = make()

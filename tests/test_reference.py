@@ -119,6 +119,11 @@ def test_the_signature_of_a_constructor(source):
     assert issubclass(source, nnx.Module)
 
 
+def test_the_signature_of_a_pipeline():
+    found = table(Pipeline)
+    assert list(found) == ["*", "source", "stages", "batch_size", "rngs", "remainder"]
+
+
 def test_the_places_of_names():
     from datarax_tfds import tfds_source
 

@@ -193,6 +193,19 @@ class TestRandomStages:
         with pytest.raises(ValueError, match=r"stages\[0\](.|\n)*share(.|\n)*Both(.|\n)*fix:"):
             pipeline.step()
 
+    def test_a_stage_with_streams_returns_a_batch_of_one(self, data_dir, mesh):
+        class Mean(nnx.Module):
+            def __init__(self):
+                self.rngs = nnx.Rngs(0)
+
+            def __call__(self, batch):
+                return batch | {"mean": batch["label"].mean()}
+
+        source = loaded(str(data_dir), mesh).clone()
+        pipeline = Pipeline(source=source, stages=[Mean()], batch_size=SIZE)
+        with pytest.raises(ValueError, match=r"stages\[0\](.|\n)*'mean': \(\)(.|\n)*fix:"):
+            pipeline.step()
+
 
 def train_step(model, optimizer, batch):
     def loss_of(model):
@@ -251,6 +264,22 @@ class TestTraining:
         for _ in range(3):
             pipeline.scan(step, length=5, modules=modules)
         assert len(traced) == once
+
+    def test_a_step_in_a_program_is_compiled_once(self, data_dir, mesh):
+        traced = []
+
+        @nnx.jit
+        def step(pipeline):
+            traced.append(1)
+            return pipeline.step()["id"]
+
+        pipeline = Pipeline(source=loaded(str(data_dir), mesh).clone(), batch_size=SIZE)
+        state = pipeline.get_state()
+        for _ in range(2):
+            for _ in range(3):
+                step(pipeline)
+            pipeline.set_state(state)
+        assert len(traced) == 1
 
     @pytest.mark.parametrize("mesh", ["one device", "8 devices"])
     def test_scan_copies_no_rows(self, data_dir, mesh):
@@ -334,6 +363,7 @@ class TestGraphs:
                 "both",
                 r"a cycle: (twice -> next -> twice|next -> twice -> next)",
             ),
+            ({"both": "next"}, "both", "the edges of 'both' are a list"),
             ({"twice": ["twice"]}, "both", "a cycle: twice -> twice"),
             ({"twice": ["source"]}, "both", "no node is named 'source'"),
             ({"other": []}, "both", "no node is named 'other'"),
