@@ -14,19 +14,32 @@ from datarax_tfds.pipeline import Pipeline
 from datarax_tfds.prefetch import prefetch_to_device
 from datarax_tfds.spec import Unbatched
 from datarax_tfds.tfds_source import TFDSEagerSource, TFDSStreamingSource, from_tfds
-from sharding import batch_sharding, global_batch, initialize, make_mesh
+from sharding import (
+    DisagreementError,
+    PeerFailedError,
+    Preemption,
+    WaitTimeoutError,
+    batch_sharding,
+    global_batch,
+    initialize,
+    make_mesh,
+)
 
 __all__ = [
     "Cursor",
     "DataLossError",
     "DatasetNotFoundError",
+    "DisagreementError",
+    "PeerFailedError",
     "Pipeline",
+    "Preemption",
     "StateMismatchError",
     "TFDSEagerConfig",
     "TFDSEagerSource",
     "TFDSStreamingConfig",
     "TFDSStreamingSource",
     "Unbatched",
+    "WaitTimeoutError",
     "batch_sharding",
     "from_tfds",
     "global_batch",

@@ -9,21 +9,29 @@ manager.restore(step, args=ocp.args.Composite(
 """
 
 import asyncio
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import future
 
-from datarax_tfds.errors import StateMismatchError
-from sharding.messages import explain
+from datarax_tfds import state_file
+from datarax_tfds.valid_steps import latest_valid_step
+from sharding import agree
 
-_FILE = "data_state.json"
+__all__ = [
+    "DataCheckpointable",
+    "DataHandler",
+    "DataRestore",
+    "DataSave",
+    "Stateful",
+    "latest_valid_step",
+]
 
 
 class Stateful(Protocol):
@@ -32,6 +40,12 @@ class Stateful(Protocol):
     def get_state(self) -> dict[str, Any]: ...
 
     def set_state(self, state: Mapping[str, Any]) -> None: ...
+
+
+class PathAwaitingCreation(Protocol):
+    """Orbax's promise of a directory."""
+
+    async def await_creation(self) -> epath.Path: ...
 
 
 class DataHandler(ocp.AsyncCheckpointHandler):
@@ -47,18 +61,7 @@ class DataHandler(ocp.AsyncCheckpointHandler):
         asyncio.run(_write(directory, args.state))
 
     def restore(self, directory: Path, args: "DataRestore") -> dict[str, Any]:
-        path = Path(directory) / _FILE
-        try:
-            state = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise StateMismatchError(
-                explain(
-                    str(path),
-                    "the saved state is damaged: it is not JSON.",
-                    error=error,
-                    fix="restore an earlier checkpoint",
-                )
-            ) from error
+        state = state_file.read(directory)
         args.pipeline.set_state(state)
         return state
 
@@ -76,7 +79,7 @@ class DataSave(ocp.args.CheckpointArgs):
     state: dict[str, Any] = field(init=False)
 
     def __post_init__(self):
-        self.state = self.pipeline.get_state()
+        self.state = _agreed(self.pipeline)
 
 
 @ocp.args.register_with_handler(DataHandler, for_restore=True)
@@ -94,9 +97,43 @@ class DataRestore(ocp.args.CheckpointArgs):
     pipeline: Stateful
 
 
-async def _write(directory: Path, state: dict[str, Any]) -> None:
+class DataCheckpointable:
+    """A pipeline (or a source) for `orbax.checkpoint.v1`: its place, beside a model.
+
+    v1.save_checkpointables(path, {"model": state, "data": DataCheckpointable(pipeline)})
+    v1.load_checkpointables(path, {"model": state, "data": DataCheckpointable(pipeline)})
+
+    The same file as that of `DataSave`, with the same errors.
+
+    Args:
+        pipeline: Whose place. What is saved is where it stands when the save begins.
+    """
+
+    def __init__(self, pipeline: Stateful):
+        self._pipeline = pipeline
+
+    async def save(self, directory: PathAwaitingCreation) -> Awaitable[None]:
+        state = _agreed(self._pipeline)
+
+        async def write() -> None:
+            await _write(await directory.await_creation(), state)
+
+        return write()
+
+    async def load(self, directory: epath.Path) -> Awaitable[None]:
+        async def read() -> None:
+            self._pipeline.set_state(state_file.read(directory))
+
+        return read()
+
+
+def _agreed(pipeline: Stateful) -> dict[str, Any]:
+    """The state, which must be the same on every process: one of them writes it."""
+    state = pipeline.get_state()
+    agree("save", state, range(jax.process_count()))
+    return state
+
+
+async def _write(directory: os.PathLike[str], state: dict[str, Any]) -> None:
     if jax.process_index() == 0:
-        with open(Path(directory) / _FILE, "x", encoding="ascii") as file:
-            json.dump(state, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
+        state_file.write(directory, state)

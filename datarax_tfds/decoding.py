@@ -83,6 +83,7 @@ class Decoder:
     Attributes:
         outputs: What a record becomes: nested dicts of TensorFlow's type specs.
         stochastic: Whether `map_fn` takes a seed.
+        tensorflow_version: Of the code that decodes.
 
     Raises:
         ValueError: A decoder for a feature that is not read, or a `map_fn` that TensorFlow cannot
@@ -135,6 +136,7 @@ class Decoder:
             return function.get_concrete_function()
 
         self.Error: type[Exception] = tf.errors.OpError
+        self.tensorflow_version: str = tf.__version__
         self._tf = tf
         self._graphs: dict[int | None, Callable[..., Any]] = {}
         self._compiled = lambda length: compiled(

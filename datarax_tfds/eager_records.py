@@ -22,6 +22,7 @@ from datarax_tfds.spec import require_arrays
 from datarax_tfds.threads import decoding_threads
 from sharding import Layout, global_batch, local_rows, row_axes, storage_sharding, take_rows
 from sharding.messages import explain
+from sharding.waits import result_of
 
 _PROGRESS_DELAY_S = 2.0
 
@@ -165,7 +166,12 @@ class EagerRecords:
                 self._packing.pack(reader.read(numbers), out)
                 progress.update(len(numbers))
 
-            _on_every_core(fill, real[::chunk])
+            pool = ThreadPoolExecutor(decoding_threads(), thread_name_prefix="datarax_tfds")
+            try:
+                for filled in [pool.submit(fill, start) for start in real[::chunk]]:
+                    result_of(filled, reader.subject, reader.files.slowest)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
             return buffers
 
         with tqdm(
@@ -198,13 +204,3 @@ def _on_each_device(function: Callable[..., Any], rows: NamedSharding) -> Callab
     """`function` of rows, run by every device on those that it holds."""
     spec = PartitionSpec(row_axes(rows))
     return jax.shard_map(function, mesh=rows.mesh, in_specs=spec, out_specs=spec)
-
-
-def _on_every_core(work: Callable[[int], None], items: range) -> None:
-    """Runs `work` on all items; the first exception ends it."""
-    pool = ThreadPoolExecutor(decoding_threads(), thread_name_prefix="datarax_tfds")
-    try:
-        for _ in pool.map(work, items):
-            pass
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -4,6 +4,7 @@ import itertools
 import os
 import resource
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -60,6 +61,7 @@ class RecordFiles:
         self._open: OrderedDict[Path, RecordFile] = OrderedDict()
         self._lock = threading.Lock()
         self._opening = {piece.path: threading.Lock() for piece in pieces}
+        self._under_way: dict[int, tuple[Path, float]] = {}  # by thread: what it reads, since when
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -101,9 +103,23 @@ class RecordFiles:
             rows = np.flatnonzero(owners == owner)
             first = int(self._ends[owner]) - piece.take
             places = (numbers[rows] - first + piece.skip).tolist()
-            for row, record in zip(rows.tolist(), self._opened(piece).read(places), strict=True):
+            thread = threading.get_ident()
+            self._under_way[thread] = piece.path, time.monotonic()
+            try:
+                found = self._opened(piece).read(places)
+            finally:
+                del self._under_way[thread]
+            for row, record in zip(rows.tolist(), found, strict=True):
                 records[row] = record
         return records
+
+    def slowest(self) -> str:
+        """Names the file that is being read for longest, and for how long."""
+        under_way = list(self._under_way.values())
+        if not under_way:
+            return "records to be decoded"
+        path, since = min(under_way, key=lambda reading: reading[1])
+        return f"{path} ({time.monotonic() - since:.0f} s)"
 
     def where(self, number: int) -> str:
         """Names a record for a message: its file, its place in it, and its `tfds_id`."""

@@ -90,6 +90,8 @@ class Pipeline(nnx.Module):
                     " remainder",
                 )
             )
+        fields = {"batch_size": self.batch_size, "remainder": remainder, "stages": len(stages)}
+        source.agree("Pipeline", dataclasses.asdict(source.cursor) | fields)
 
     @classmethod
     def from_dag(
@@ -269,7 +271,9 @@ class Pipeline(nnx.Module):
             StateMismatchError: A `ValueError`: it is damaged, or of another dataset, split, order,
                 seed or remainder; every field that differs is named.
         """
-        self.source.jump_to(restored(state, self.identity, f"Pipeline of {self.source.name}"))
+        cursor = restored(state, self.identity, f"Pipeline of {self.source.name}")
+        self.source.agree("Pipeline.set_state", dataclasses.asdict(cursor))
+        self.source.jump_to(cursor)
 
     def _batch(self, cursor: Cursor) -> Batch:
         records = self.source.records

@@ -33,6 +33,7 @@ class RecordReader:
         spec: One record, as `element_spec` says.
         holds_arrays: Whether several records can be read in one go, to be rows of arrays.
         stochastic: Whether records are read with keys.
+        versions: Of the libraries that decode them.
 
     Raises:
         ValueError: A key that the dataset does not have, a `map_fn` that is none, or a feature that
@@ -57,6 +58,12 @@ class RecordReader:
                 map_fn=config.map_fn,
                 subject=subject,
             )
+        # What the bytes of a batch depend on beside the records.
+        self.versions = {
+            "jax": jax.__version__,
+            "tensorflow": self._decoder.tensorflow_version,
+            "numpy": np.__version__,
+        }
         self._maps = config.map_fn is not None
         self.stochastic = self._decoder.stochastic
         self.spec = element_spec(self._decoder.outputs, subject)

@@ -28,8 +28,9 @@ from datarax_tfds.selection import Chosen
 from datarax_tfds.split import open_split
 from datarax_tfds.state import Identity, restored, saved
 from datarax_tfds.statistics import Statistics
-from sharding import check_batch_size, on_mesh, resolved_sharding
+from sharding import agree, check_batch_size, on_mesh, processes_of, resolved_sharding
 from sharding.messages import explain
+from sharding.waits import activity
 
 _BLOCK = 32  # records that single ones are read ahead by
 
@@ -80,6 +81,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
             shuffle=config.shuffle,
             seed=None,
         )
+        self.agree("construction", dataclasses.asdict(self.identity) | reader.versions)
         self.records: Opened = nnx.static(self._opened(reader))
         self.index = nnx.Variable(0)
         self.epoch = nnx.Variable(0)
@@ -293,6 +295,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
         """Goes on from another position, as far ahead as records were handed out."""
         # Raw: refused in a jit that only closes over the source, where it would not last; and
         # 2 us where set_value takes 9.
+        activity.step()
         self.epoch.set_raw_value(cursor.epoch)
         self.index.set_raw_value(cursor.index)
 
@@ -354,7 +357,15 @@ class Source(nnx.Module, Generic[Config, Opened]):
             StateMismatchError: A `ValueError`: it is damaged, or of another dataset, split, order
                 or seed; every field that differs is named.
         """
-        self.jump_to(restored(state, self.identity, self.name))
+        cursor = restored(state, self.identity, self.name)
+        self.agree("set_state", dataclasses.asdict(cursor))
+        self.jump_to(cursor)
+
+    def agree(self, doing: str, fields: Mapping[str, Any]) -> None:
+        """Goes on only where every process of the mesh says the same of all fields, and no
+        differently on any.
+        """
+        agree(f"{doing} of {self.name}", fields, processes_of(self.sharding))
 
     def get_operation_stats(self) -> dict[str, int]:
         """How many records were handed out, as `applied_count`, and how many a pipeline's

@@ -42,6 +42,11 @@ class Identity:
     order: int | str = order.VERSION
 
 
+_FIELDS = {"schema", "epoch", "index", "sha256"} | {
+    field.name for field in dataclasses.fields(Identity)
+}
+
+
 def saved(cursor: Cursor, identity: Identity) -> dict[str, Any]:
     """The state of a run at a cursor: of JSON types only, under 2 KB, the same on every process.
 
@@ -69,46 +74,8 @@ def restored(state: Mapping[str, Any], identity: Identity, subject: str) -> Curs
         StateMismatchError: A `ValueError`. The state is damaged, of a newer schema, or of another
             identity: the message names every field that differs, as saved and as it is now.
     """
-    if not isinstance(state, Mapping):
-        raise TypeError(
-            explain(
-                subject,
-                "a state is a dict.",
-                got=type(state).__name__,
-                fix="pass what get_state() returned",
-            )
-        )
-    fields = {name: value for name, value in state.items() if name != "sha256"}
-    now = saved(Cursor(), identity)
-    schema = fields.get("schema")
-    if isinstance(schema, int) and schema > SCHEMA:
-        raise StateMismatchError(
-            explain(
-                subject,
-                "the state was saved by a newer version of datarax_tfds.",
-                schema=schema,
-                readable=f"up to {SCHEMA}",
-                fix="restore with the version that saved it, or a later one",
-            )
-        )
-    if set(state) != set(now) or schema != SCHEMA:
-        raise StateMismatchError(
-            explain(
-                subject,
-                "this is not a state of datarax_tfds.",
-                missing=sorted(set(now) - set(state)),
-                unknown=sorted(set(map(str, state)) - set(now))[:8],
-                fix="pass what get_state() returned, or the 'data' item of the checkpoint",
-            )
-        )
-    if state["sha256"] != _digest(fields) or not _plausible(fields):
-        raise StateMismatchError(
-            explain(
-                subject,
-                "the saved state is damaged: its checksum does not match.",
-                fix="restore an earlier checkpoint",
-            )
-        )
+    fields = sound(state, subject)
+    now = dataclasses.asdict(identity)
     differing = [
         field.name
         for field in dataclasses.fields(identity)
@@ -124,6 +91,55 @@ def restored(state: Mapping[str, Any], identity: Identity, subject: str) -> Curs
             )
         )
     return Cursor(fields["epoch"], fields["index"])
+
+
+def sound(state: Mapping[str, Any], subject: str) -> Mapping[str, Any]:
+    """A saved state, if it is one of ours, whole and unchanged, whatever it is a state of.
+
+    Raises:
+        TypeError: `state` is not a dict.
+        StateMismatchError: As `restored`.
+    """
+    if not isinstance(state, Mapping):
+        raise TypeError(
+            explain(
+                subject,
+                "a state is a dict.",
+                got=type(state).__name__,
+                fix="pass what get_state() returned",
+            )
+        )
+    fields = {name: value for name, value in state.items() if name != "sha256"}
+    schema = fields.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise StateMismatchError(
+            explain(
+                subject,
+                "the state was saved by a newer version of datarax_tfds.",
+                schema=schema,
+                readable=f"up to {SCHEMA}",
+                fix="restore with the version that saved it, or a later one",
+            )
+        )
+    if set(state) != _FIELDS or schema != SCHEMA:
+        raise StateMismatchError(
+            explain(
+                subject,
+                "this is not a state of datarax_tfds.",
+                missing=sorted(_FIELDS - set(state)),
+                unknown=sorted(set(map(str, state)) - _FIELDS)[:8],
+                fix="pass what get_state() returned, or the 'data' item of the checkpoint",
+            )
+        )
+    if state["sha256"] != _digest(fields) or not _plausible(fields):
+        raise StateMismatchError(
+            explain(
+                subject,
+                "the saved state is damaged: its checksum does not match.",
+                fix="restore an earlier checkpoint",
+            )
+        )
+    return fields
 
 
 def _plausible(fields: Mapping[str, Any]) -> bool:

@@ -23,6 +23,7 @@ from datarax_tfds.spec import require_arrays, require_same_widths
 from datarax_tfds.threads import DecodingPool, decoding_threads
 from sharding import global_batch, local_rows
 from sharding.messages import explain
+from sharding.waits import result_of
 
 _GROUP_BYTES = 16 << 20  # of batches that are read together: larger ones gain nothing by it
 
@@ -162,7 +163,7 @@ class StreamingRecords:
         chunks = self._submitted(np.concatenate(numbers), every_key, share)
         places = itertools.pairwise(ends)
         return [
-            _Rows(chunks, dict(zip(slices, places, strict=False)), self.spec) for _ in selections
+            _Rows(chunks, dict(zip(slices, places, strict=False)), self._reader) for _ in selections
         ]
 
     def _submitted(self, numbers: np.ndarray, keys: np.ndarray | None, share: int) -> "_Chunks":
@@ -236,18 +237,18 @@ class _Rows:
     Args:
         chunks: Records under way, those of other batches among them.
         places: Where among those each slice of the batch is: `[start, stop)`.
-        spec: One record.
+        reader: Who reads them.
     """
 
     def __init__(
         self,
         chunks: _Chunks,
         places: Mapping[tuple[int, int], tuple[int, int]],
-        spec: dict[str, Any],
+        reader: RecordReader,
     ):
         self._chunks = chunks
         self._places = places
-        self._spec = spec
+        self._reader = reader
 
     def stacked(self, rows: slice) -> dict[str, Any]:
         """All rows of a slice, as NumPy arrays `[rows, ...]`; zeros where it is padding."""
@@ -256,7 +257,7 @@ class _Rows:
         padding = (rows.stop - rows.start) - (stop - start)
         if padding:
             zeros = lambda leaf: np.zeros((padding, *leaf.shape), leaf.dtype)  # noqa: E731
-            parts.append(jax.tree.map(zeros, self._spec))
+            parts.append(jax.tree.map(zeros, self._reader.spec))
         if len(parts) == 1:
             return parts[0]  # TensorFlow's own memory, which JAX may take over as it is
         return jax.tree.map(lambda *columns: np.concatenate(columns), *parts)
@@ -276,7 +277,8 @@ class _Rows:
     def _columns(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
         for first, future in self._overlapping(start, stop):
             rows = slice(max(start - first, 0), stop - first)
-            yield jax.tree.map(lambda column, rows=rows: column[rows], future.result())
+            columns = result_of(future, self._reader.subject, self._reader.files.slowest)
+            yield jax.tree.map(lambda column, rows=rows: column[rows], columns)
 
     def _overlapping(self, start: int, stop: int) -> _Chunks:
         """The chunks with any of these records."""

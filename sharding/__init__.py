@@ -6,6 +6,8 @@ rows = sharding.batch_sharding(mesh, "data")
 batch = sharding.global_batch(read, 1024, rows)       # each process reads only its rows
 """
 
+from sharding.agreement import agree
+from sharding.errors import DisagreementError, PeerFailedError, WaitTimeoutError
 from sharding.gathers import Layout, storage_sharding, take_rows
 from sharding.meshes import batch_sharding, make_mesh
 from sharding.placement import (
@@ -13,13 +15,20 @@ from sharding.placement import (
     global_batch,
     local_rows,
     on_mesh,
+    processes_of,
     row_axes,
     row_shards,
 )
+from sharding.preemption import Preemption
 from sharding.processes import initialize, require_all_processes, resolved_sharding
 
 __all__ = [
+    "DisagreementError",
     "Layout",
+    "PeerFailedError",
+    "Preemption",
+    "WaitTimeoutError",
+    "agree",
     "batch_sharding",
     "check_batch_size",
     "global_batch",
@@ -27,6 +36,7 @@ __all__ = [
     "local_rows",
     "make_mesh",
     "on_mesh",
+    "processes_of",
     "require_all_processes",
     "resolved_sharding",
     "row_axes",

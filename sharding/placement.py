@@ -73,6 +73,11 @@ def check_batch_size(batch_size: int, sharding: NamedSharding) -> None:
     )
 
 
+def processes_of(sharding: NamedSharding) -> list[int]:
+    """The processes that have devices of the mesh, in order."""
+    return sorted({device.process_index for device in sharding.device_set})
+
+
 @functools.lru_cache(maxsize=64)  # asked for every batch, and 60 us to find
 def local_rows(sharding: NamedSharding, rows: int) -> Mapping[tuple[int, int], list[Any]]:
     """Which slices `[start, stop)` of `rows` rows this process holds, and on which devices.
@@ -95,7 +100,7 @@ def local_rows(sharding: NamedSharding, rows: int) -> Mapping[tuple[int, int], l
                 "sharding",
                 f"process {jax.process_index()} holds no device of the mesh.",
                 mesh=dict(sharding.mesh.shape),
-                processes=sorted({device.process_index for device in split.device_set}),
+                processes=processes_of(sharding),
                 fix="build the mesh over devices of every process, or leave this process out",
             )
         )

@@ -5,9 +5,11 @@ import os
 import jax
 from jax.sharding import NamedSharding
 
+from sharding import watch
 from sharding.meshes import batch_sharding, make_mesh
 from sharding.messages import explain
 from sharding.placement import row_axes
+from sharding.waits import limits
 
 # What each launcher says of the number of processes that it started. The first names are
 # those of scripts/launch_local.py, and for any launcher that knows JAX.
@@ -36,24 +38,46 @@ def launched() -> tuple[str, int]:
     return "", 1
 
 
-def initialize(*, timeout_s: int = 300) -> None:
-    """Starts `jax.distributed` where a launcher started several processes; else does nothing.
+def initialize(
+    *,
+    timeout_s: int = 300,
+    stall_warn_s: float = 30.0,
+    stall_timeout_s: float | None = None,
+    end_together: bool = True,
+) -> None:
+    """Joins the other processes where a launcher started several, and looks after them.
 
-    Call it first thing, before any other JAX call. A program that starts
-    `jax.distributed` itself, in a way of its own, need not call this.
+    Call it first thing, before any other JAX call. A program that starts `jax.distributed`
+    itself, in a way of its own, calls it behind that, to have the others looked after.
+
+    From then on no process is left waiting: an exception that ends one is told to the others,
+    which end with it, exit status 70, within seconds; and who holds up a batch is named. One
+    process alone has only its limits set.
 
     Launchers: `scripts/launch_local.py`, or any that sets `JAX_COORDINATOR_ADDRESS`,
     `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`; and those that JAX knows: Slurm, Open MPI, Cloud TPU.
 
     Args:
-        timeout_s: How long to wait for the other processes.
+        timeout_s: How long to wait for the other processes: to join, and wherever they must agree.
+        stall_warn_s: After so long without a batch, the log names the process that is late, or
+            the file that is being read.
+        stall_timeout_s: After so long, the run ends, naming the same; never, where absent.
+        end_together: Whether an exception that ends one process ends all.
 
     Raises:
         RuntimeError: The launcher's variables say that there are several processes, and JAX
             cannot join them.
     """
+    limits.agree_s, limits.warn_s, limits.end_s = timeout_s, stall_warn_s, stall_timeout_s
+    if not jax.distributed.is_initialized():
+        _join(timeout_s)
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        watch.start(end_together=end_together)
+
+
+def _join(timeout_s: int) -> None:
     launcher, count = launched()
-    if count == 1 or jax.distributed.is_initialized():
+    if count == 1:
         return
     named = "JAX_NUM_PROCESSES" in launcher
     try:

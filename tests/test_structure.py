@@ -14,6 +14,12 @@ MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).glob
 # Lowest first: a module imports from those above it only.
 LAYERS = [
     "sharding.messages",
+    "sharding.errors",
+    "sharding.coordination",
+    "sharding.waits",
+    "sharding.agreement",
+    "sharding.watch",
+    "sharding.preemption",
     "sharding.meshes",
     "sharding.placement",
     "sharding.gathers",
@@ -52,6 +58,8 @@ LAYERS = [
     "datarax_tfds.tfds_source",
     "datarax_tfds.stages",
     "datarax_tfds.pipeline",
+    "datarax_tfds.state_file",
+    "datarax_tfds.valid_steps",
     "datarax_tfds.checkpoint",
     "datarax_tfds",
 ]
