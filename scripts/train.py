@@ -3,9 +3,11 @@
     python scripts/train.py configs/digits.yaml --epochs 10
     scripts/launch_local.py 4 -- python scripts/train.py configs/digits.yaml
 
-Killed at any moment and started again, it goes on from its last checkpoint.
+Killed at any moment and started again, it goes on from its last checkpoint. A SIGTERM to any of its
+processes makes all of them save the same step, and stop.
 """
 
+import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from tqdm import tqdm
 
 from datarax_tfds import (
     Pipeline,
+    Preemption,
     TFDSEagerConfig,
     TFDSEagerSource,
     batch_sharding,
@@ -30,7 +33,7 @@ from datarax_tfds import (
     make_mesh,
     prefetch_to_device,
 )
-from datarax_tfds.checkpoint import DataRestore, DataSave
+from datarax_tfds.checkpoint import DataRestore, DataSave, latest_valid_step
 
 
 @dataclass(frozen=True)
@@ -121,19 +124,23 @@ def main(config: Config) -> None:
 
     manager = ocp.CheckpointManager(
         Path(config.checkpoint_dir).absolute(),
-        options=ocp.CheckpointManagerOptions(max_to_keep=2),
+        # Renamed before it is removed, an old step is there as a whole, or not at all.
+        options=ocp.CheckpointManagerOptions(max_to_keep=2, todelete_subdir="deleted"),
     )
 
     def save(step: int) -> None:
         state = ocp.args.StandardSave(nnx.state((model, optimizer)))  # pyright: ignore
         manager.save(step, args=ocp.args.Composite(model=state, data=DataSave(train)))
 
-    step = manager.latest_step() or 0
+    step = latest_valid_step(manager) or 0
+    for damaged in [newer for newer in manager.all_steps() if newer > step]:
+        manager.delete(damaged)
     if step:
         state = ocp.args.StandardRestore(nnx.state((model, optimizer)))  # pyright: ignore
         args = ocp.args.Composite(model=state, data=DataRestore(train))
         nnx.update((model, optimizer), manager.restore(step, args=args)["model"])
 
+    preemption, stopping = Preemption(), False  # a SIGTERM to any process stops all, saved
     leader = jax.process_index() == 0
     records = len(train.source)
     with tqdm(
@@ -143,18 +150,24 @@ def main(config: Config) -> None:
         desc=f"from step {step}",
         disable=not leader,
     ) as progress:
-        while train.cursor.epoch < config.epochs:
+        while train.cursor.epoch < config.epochs and not stopping:
             for batch in prefetch_to_device(train):
                 loss, accuracy = train_step(model, optimizer, batch)
                 step += 1
                 progress.update(config.batch_size)
                 if step % 20 == 0 and leader:
                     progress.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.3f}")
+                stopping = preemption.reached(step)
+                if stopping:
+                    break
                 if step % config.checkpoint_every == 0:
                     save(step)
     if manager.latest_step() != step:
         save(step)
     manager.close()
+    if stopping:
+        logging.warning("stopped by SIGTERM; saved at step %d", step)
+        return
 
     right = int(sum(correct(model, batch) for batch in test))
     if leader:

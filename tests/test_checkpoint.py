@@ -7,8 +7,14 @@ from conftest import shardings
 from contract import ids
 from flax import nnx
 
-from datarax_tfds import Pipeline, StateMismatchError, TFDSEagerConfig, TFDSEagerSource
-from datarax_tfds.checkpoint import DataRestore, DataSave
+from datarax_tfds import (
+    Pipeline,
+    StateMismatchError,
+    TFDSEagerConfig,
+    TFDSEagerSource,
+    prefetch_to_device,
+)
+from datarax_tfds.checkpoint import DataCheckpointable, DataRestore, DataSave
 
 SIZE = 24
 MODEL = {"w": jnp.arange(3.0)}
@@ -77,6 +83,49 @@ def test_a_source_can_be_saved_too(manager, loaded):
     other = nnx.clone(loaded)
     manager.restore(1, args=composite(data=DataRestore(other)))
     assert other.cursor == source.cursor
+
+
+def test_the_newer_interface_of_orbax_does_as_well(tmp_path, pipeline, loaded):
+    from orbax.checkpoint import v1
+
+    next(iter(pipeline))
+    state = pipeline.get_state()
+    saving = v1.save_checkpointables_async(
+        tmp_path / "one", {"model": MODEL, "data": DataCheckpointable(pipeline)}
+    )
+    next(iter(pipeline))  # what is saved is what there was
+    saving.result()
+    assert json.loads((tmp_path / "one/data/data_state.json").read_text()) == state
+    other = Pipeline(source=nnx.clone(loaded), batch_size=SIZE)
+    items = v1.load_checkpointables(
+        tmp_path / "one", {"model": MODEL, "data": DataCheckpointable(other)}
+    )
+    assert other.get_state() == state
+    assert items["model"]["w"].tolist() == [0, 1, 2]
+    path = tmp_path / "one/data/data_state.json"
+    path.write_text(path.read_text().replace("24", "25"))
+    with pytest.raises(StateMismatchError, match=r"checksum(.|\n)*fix:"):
+        v1.load_checkpointables(tmp_path / "one", {"data": DataCheckpointable(other)})
+    assert other.get_state() == state
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 4, 16])
+def test_a_save_holds_what_was_handed_out_when_it_began(manager, pipeline, prefetch):
+    for step, _ in enumerate(prefetch_to_device(pipeline, prefetch) if prefetch else pipeline, 1):
+        save(manager, step, pipeline)
+        if step == 3:
+            break
+    for _ in pipeline:  # while the save is under way
+        pass
+    manager.wait_until_finished()
+    assert restore(manager, 3, pipeline).data["index"] == 3 * SIZE
+
+
+def test_an_item_that_is_not_there_is_named(manager, pipeline):
+    manager.save(1, args=composite(model=ocp.args.StandardSave(MODEL)))
+    manager.wait_until_finished()
+    with pytest.raises(KeyError, match=r"data(.|\n)*model"):
+        manager.restore(1, args=composite(data=DataRestore(pipeline)))
 
 
 def test_without_a_manager(tmp_path, pipeline, loaded):

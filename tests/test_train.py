@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import launch_local
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -49,6 +50,31 @@ def test_the_digits_are_learned_also_when_killed_on_the_way(place):
     assert (records, step) == (360, 599)
     # Finished: started again, it evaluates, and does not train.
     assert trained(place)[:3] == (accuracy, records, step)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_notice_of_preemption_makes_all_save_the_same_step_and_stop(place, tmp_path, count):
+    checkpoints = tmp_path / "checkpoints"
+    command = [*TRAIN, "--epochs", "400", "--data-dir", str(place / "data")]
+    command += ["--checkpoint-dir", str(checkpoints)]
+    processes = launch_local.start(count, command, tmp_path)
+    logs = [tmp_path / f"process-{number}.log" for number in range(count)]
+    deadline = time.monotonic() + 150
+    try:
+        while not [path for path in checkpoints.glob("*") if path.name.isdecimal()]:
+            assert not any(process.poll() for process in processes), logs[-1].read_text()[-2000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        processes[-1].send_signal(signal.SIGTERM)
+        assert [process.wait(60) for process in processes] == [0] * count
+    finally:
+        launch_local.end(processes)
+    said = [re.search(r"saved at step (\d+)", log.read_text())[1] for log in logs]
+    assert len(set(said)) == 1
+    assert (checkpoints / said[0] / "data/data_state.json").exists()
+    assert max(int(path.name) for path in checkpoints.glob("*") if path.name.isdecimal()) == int(
+        said[0]
+    )
 
 
 @pytest.mark.timeout(600)
