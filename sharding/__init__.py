@@ -6,7 +6,7 @@ rows = sharding.batch_sharding(mesh, "data")
 batch = sharding.global_batch(read, 1024, rows)       # each process reads only its rows
 """
 
-from sharding.agreement import agree
+from sharding.agreement import agree, busy
 from sharding.errors import DisagreementError, PeerFailedError, WaitTimeoutError
 from sharding.gathers import Layout, storage_sharding, take_rows
 from sharding.meshes import batch_sharding, make_mesh
@@ -30,6 +30,7 @@ __all__ = [
     "WaitTimeoutError",
     "agree",
     "batch_sharding",
+    "busy",
     "check_batch_size",
     "global_batch",
     "initialize",

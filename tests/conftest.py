@@ -1,5 +1,7 @@
 """Strict numerics, eight devices, and small real TFDS datasets on disk."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -14,6 +16,30 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from datarax_tfds import batch_sharding, make_mesh
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--figures", help="append what the tests of faults measure to this file")
+    parser.addoption("--full", action="store_true", help="test faults at length: minutes")
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Callable[[str, str, object], None]:
+    """Notes what a test has found, for the table of `scripts/fault_report.py`."""
+    path = request.config.getoption("--figures")
+
+    def note(name: str, found: str, target: object) -> None:
+        if path is not None:
+            with open(path, "a") as file:
+                file.write(json.dumps([name, found, str(target)]) + "\n")
+
+    return note
+
+
+@pytest.fixture
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether to test at length."""
+    return request.config.getoption("--full")
 
 
 @pytest.fixture(scope="session")

@@ -71,11 +71,12 @@ def attempt(directory, loaded, number, failure):
 
 
 @pytest.mark.parametrize("failure", dying.FAILURES)
-def test_a_save_may_end_or_fail_at_any_call(loaded, tmp_path, failure):
+def test_a_save_may_end_or_fail_at_any_call(loaded, tmp_path, figure, failure):
     points = 0
     while attempt(tmp_path / str(points), loaded, points + 1, dying.FAILURES[failure]):
         shutil.rmtree(tmp_path / str(points))
         points += 1
+    figure(f"calls of a save at which it may be: {failure}", f"{points} of {points}", "all")
     assert points >= 15, "the hook saw too few calls"
 
 

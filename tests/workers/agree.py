@@ -22,7 +22,7 @@ from datarax_tfds import (
     make_mesh,
 )
 from datarax_tfds.checkpoint import DataSave
-from sharding import waits
+from sharding import busy, waits
 
 initialize(timeout_s=100)
 odd = jax.process_index() == 1
@@ -59,6 +59,17 @@ def late():
         waits.limits.agree_s = 100.0
 
 
+def late_but_busy():
+    """Longer than the limit: the other waits all the same."""
+    waits.limits.agree_s = 1.0
+    if odd:
+        with busy("preparing a dataset"):
+            time.sleep(4)
+    source.set_state(source.get_state())
+    waits.limits.agree_s = 100.0
+    raise WaitTimeoutError("none")
+
+
 CASES = {
     "seed": lambda: stream(seed=6),
     "split": lambda: stream(split="train[:50]"),
@@ -78,6 +89,7 @@ CASES = {
     "save": lambda: DataSave(behind),
     "what is done": other_order,
     "late": late,
+    "late but busy": late_but_busy,
 }
 refused = {}
 for name, case in CASES.items():

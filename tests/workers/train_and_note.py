@@ -1,11 +1,15 @@
-"""One process of a job that may be killed: takes batches, notes them, saves every third step."""
+"""One process of a job that may be killed: takes batches, notes them, saves every third step.
+
+It kills itself at a moment that is chosen: in a save, in a restore, or at the end of an epoch.
+"""
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
-DATA_DIR, CHECKPOINTS, LEDGER, KIND, BATCH_SIZE, EPOCHS = sys.argv[1:]
+DATA_DIR, CHECKPOINTS, LEDGER, KIND, BATCH_SIZE, EPOCHS, MOMENT = sys.argv[1:]
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the records as they were written
 
 import contract
@@ -25,10 +29,28 @@ from datarax_tfds import (
     initialize,
     make_mesh,
     prefetch_to_device,
+    state_file,
 )
-from datarax_tfds.checkpoint import DataRestore, DataSave
+from datarax_tfds.checkpoint import DataRestore, DataSave, latest_valid_step
 
 initialize()
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def torn(directory, state):
+    """Half of a state, at a later save."""
+    if state["index"] % 2 or state["epoch"]:
+        (Path(directory) / state_file.NAME).write_text(json.dumps(state)[:100])
+        die()
+    write(directory, state)
+
+
+write = state_file.write
+if MOMENT == "save":
+    state_file.write = torn
 mesh = make_mesh({"data": -1})
 everywhere = NamedSharding(mesh, PartitionSpec())
 fields = {"name": "tiny", "split": "train", "data_dir": DATA_DIR, "shuffle": True, "seed": 5}
@@ -47,8 +69,10 @@ add = jax.jit(
 
 manager = ocp.CheckpointManager(CHECKPOINTS, options=ocp.CheckpointManagerOptions(max_to_keep=3))
 model = {"sum": jax.jit(lambda: jnp.int32(0), out_shardings=everywhere)()}
-step = manager.latest_step() or 0
+step = latest_valid_step(manager) or 0
 if step:
+    if MOMENT == "restore" and jax.process_index() == 0:
+        pipeline.source.jump_to = lambda cursor: die()
     args = ocp.args.Composite(model=ocp.args.StandardRestore(model), data=DataRestore(pipeline))
     model = manager.restore(step, args=args)["model"]
 
@@ -66,6 +90,8 @@ while pipeline.cursor.epoch < int(EPOCHS):
         }
         os.write(ledger, (json.dumps(note) + "\n").encode())
         os.fsync(ledger)
+        if MOMENT == "epoch" and pipeline.cursor.epoch > before.epoch and jax.process_index() == 0:
+            die()
         before = pipeline.cursor
         if step % 3 == 0:
             state = ocp.args.StandardSave(model)
