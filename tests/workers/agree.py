@@ -61,6 +61,7 @@ def late():
 
 def late_but_busy():
     """Longer than the limit: the other waits all the same."""
+    source.set_state(source.get_state())  # at the same time from here
     waits.limits.agree_s = 1.0
     if odd:
         with busy("preparing a dataset"):
