@@ -7,8 +7,10 @@
 Checkpoints: `datarax_tfds.checkpoint`. Meshes and processes: the names of `sharding`, here too.
 """
 
+from datarax_tfds.audit import Audit, audit
 from datarax_tfds.config import TFDSEagerConfig, TFDSStreamingConfig
 from datarax_tfds.cursor import Cursor
+from datarax_tfds.cursor_log import CursorLog
 from datarax_tfds.errors import DataLossError, DatasetNotFoundError, StateMismatchError
 from datarax_tfds.pipeline import Pipeline
 from datarax_tfds.prefetch import prefetch_to_device
@@ -26,7 +28,9 @@ from sharding import (
 )
 
 __all__ = [
+    "Audit",
     "Cursor",
+    "CursorLog",
     "DataLossError",
     "DatasetNotFoundError",
     "DisagreementError",
@@ -40,6 +44,7 @@ __all__ = [
     "TFDSStreamingSource",
     "Unbatched",
     "WaitTimeoutError",
+    "audit",
     "batch_sharding",
     "from_tfds",
     "global_batch",

@@ -1,8 +1,9 @@
 """Which record comes next where small reads are slow: blocks in random order, records near them."""
 
 import functools
+import re
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, Self
 
 import jax
 import numpy as np
@@ -45,6 +46,22 @@ class BlockOrder:
     def version(self) -> str:
         """Of the algorithm, with what else fixes the order, as it is saved."""
         return f"blocks of {self.block_size} in windows of {self._lanes} blocks, {_VERSION}"
+
+    @classmethod
+    def of_version(cls, version: str, length: int, seed: int) -> Self:
+        """The order whose `version` that is."""
+        found = re.fullmatch(rf"blocks of (\d+) in windows of (\d+) blocks, {_VERSION}", version)
+        if found is None:
+            raise ValueError(
+                explain(
+                    "BlockOrder",
+                    "this is no order that is known here.",
+                    order=repr(version),
+                    fix="use the version of datarax_tfds that saved it",
+                )
+            )
+        block_size, lanes = map(int, found.groups())
+        return cls(length, seed, block_size, block_size * lanes)
 
     def span(self, epoch: int, start: int, stop: int, stride: int = 0) -> np.ndarray:  # noqa: ARG002
         """The numbers of the records at positions `[start, stop)` of an epoch: as `Order.span`."""

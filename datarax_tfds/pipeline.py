@@ -24,7 +24,7 @@ from datarax_tfds.state import Identity, restored, saved
 from sharding import check_batch_size, on_mesh, take_rows
 from sharding.messages import explain
 
-MASK = "mask"
+MASK, NUMBER = "mask", "record_number"
 
 
 class Pipeline(nnx.Module):
@@ -56,11 +56,13 @@ class Pipeline(nnx.Module):
             `wrap` completes it from the next epoch, `drop` leaves the records out, and `pad`
             fills it with zeros; then every batch has a bool `mask`, `[batch_size]`, true for
             records.
+        record_numbers: Whether every batch has a `record_number`, `[batch_size]` int32: the place
+            of each record as stored, -1 for padding. It passes by the stages.
 
     Raises:
         ValueError: A batch size that does not divide over the mesh, records that cannot be rows of
-            an array, `drop` with fewer records than one batch, or `pad` with a feature that is
-            itself named `mask`.
+            an array, `drop` with fewer records than one batch, or a feature that is itself named
+            `mask` or `record_number` where that is added.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Pipeline(nnx.Module):
         batch_size: int,
         rngs: nnx.Rngs | None = None,
         remainder: Remainder = "wrap",
+        record_numbers: bool = False,
     ):
         check_batch_size(batch_size, source.sharding)
         require_arrays(source.element_spec(), source.name)
@@ -80,16 +83,19 @@ class Pipeline(nnx.Module):
         self.rngs = rngs
         self._link(chain(stages))
         self.schedule = Schedule(len(source), self.batch_size, remainder)
-        if remainder == "pad" and MASK in source.element_spec():
-            raise ValueError(
-                explain(
-                    "Pipeline",
-                    f"remainder='pad' adds {MASK!r} to a batch, and the records have one already.",
-                    source=source.name,
-                    fix=f"leave that feature out with exclude_keys={{{MASK!r}}}, or use another"
-                    " remainder",
+        self.record_numbers = record_numbers
+        added = {MASK: remainder == "pad", NUMBER: record_numbers}
+        for name in (name for name, adds in added.items() if adds):
+            if name in source.element_spec():
+                raise ValueError(
+                    explain(
+                        "Pipeline",
+                        f"{name!r} is added to a batch, and the records have one already.",
+                        source=source.name,
+                        fix=f"leave that feature out with exclude_keys={{{name!r}}}, or do without"
+                        " remainder='pad' and record_numbers",
+                    )
                 )
-            )
         fields = {"batch_size": self.batch_size, "remainder": remainder, "stages": len(stages)}
         source.agree("Pipeline", dataclasses.asdict(source.cursor) | fields)
 
@@ -104,6 +110,7 @@ class Pipeline(nnx.Module):
         batch_size: int,
         rngs: nnx.Rngs | None = None,
         remainder: Remainder = "wrap",
+        record_numbers: bool = False,
     ) -> Self:
         """A pipeline whose stages branch and merge.
 
@@ -124,6 +131,7 @@ class Pipeline(nnx.Module):
             batch_size: As for `Pipeline`.
             rngs: Likewise.
             remainder: Likewise.
+            record_numbers: Likewise.
 
         Raises:
             ValueError: As for `Pipeline`; and a name without a stage, a stage without edges, a
@@ -131,7 +139,12 @@ class Pipeline(nnx.Module):
         """
         graph, stages = graph_of(nodes, edges, sink)
         pipeline = cls(
-            source=source, stages=stages, batch_size=batch_size, rngs=rngs, remainder=remainder
+            source=source,
+            stages=stages,
+            batch_size=batch_size,
+            rngs=rngs,
+            remainder=remainder,
+            record_numbers=record_numbers,
         )
         pipeline._link(graph)
         return pipeline
@@ -206,12 +219,12 @@ class Pipeline(nnx.Module):
                     fix="use length=len(pipeline) for the rest of the epoch",
                 )
             )
-        steps, end = self._steps(length)
-        shared, numbers = self.source.records.fetch_steps(steps.numbers)
+        numbers, rows, end = self._steps(length)
+        shared, numbers = self.source.records.fetch_steps(numbers)
         graphdef, state = nnx.split((self.stages, tuple(modules)))
         (state, carry), outputs = self._scanned(
             shared,
-            steps._replace(numbers=numbers),
+            (numbers, rows),
             on_mesh((state, init_carry), self.source.sharding.mesh),
             graphdef,
             step_fn,
@@ -279,16 +292,15 @@ class Pipeline(nnx.Module):
         records = self.source.records
         selection = self.source.positions.at(self.schedule, cursor)
         pads = self.schedule.remainder == "pad"
-        if not self.stages and not pads:
+        if not self.stages and not pads and not self.record_numbers:
             return records.take(selection)
         graphdef, state = nnx.split(self.stages)
-        batch, changes = self._staged(
-            records.fetch(selection),
-            np.int32(selection.records) if pads else None,
-            selection.keys() if self._random else None,
-            state,
-            graphdef,
+        rows = _Rows(
+            real=np.int32(selection.records) if pads else None,
+            keys=selection.keys() if self._random else None,
+            numbers=selection.numbers().astype(np.int32) if self.record_numbers else None,
         )
+        batch, changes = self._staged(records.fetch(selection), rows, state, graphdef)
         nnx.update(self.stages, changes)
         return batch
 
@@ -297,19 +309,24 @@ class Pipeline(nnx.Module):
         schedule, positions = self.schedule, self.source.positions
         start = schedule.settled(cursor)
         epochs, numbers = positions.numbers_within(start.epoch, start.index, self.batch_size)
-        real = keys = None
+        real = None
         if schedule.remainder == "pad":
             real = schedule.length - start.index
             is_record = jnp.arange(self.batch_size) < real
             numbers = jnp.where(is_record, numbers, schedule.length)
             epochs = jnp.where(is_record, epochs, 0)
-        if self._random:
-            keys = positions.keys_within(epochs, numbers)
+        rows = _Rows(
+            real=real,
+            keys=positions.keys_within(epochs, numbers) if self._random else None,
+            numbers=numbers if self.record_numbers else None,
+        )
         batch = self.source.records.take_within(numbers)
-        return _through(self._graph, self.stages, batch, real, keys, self.source.sharding)
+        return _through(self._graph, self.stages, batch, rows, self.source.sharding)
 
-    def _steps(self, length: int) -> tuple["_Steps", Cursor]:
-        """The next batches as arrays of what each takes, and where the run stands after them."""
+    def _steps(self, length: int) -> tuple[np.ndarray, "_Rows", Cursor]:
+        """The next batches, as the numbers that each takes and all else that is told of its rows;
+        and where the run stands after them.
+        """
         batch = self.source.positions.at(self.schedule, self.cursor)
         if self.schedule.remainder == "wrap":
             # One long batch takes the same records, at once.
@@ -319,48 +336,51 @@ class Pipeline(nnx.Module):
             batches = list(accumulate(range(length - 1), lambda b, _: b.following, initial=batch))
         shape = (length, self.batch_size)
         pads = self.schedule.remainder == "pad"
-        steps = _Steps(
-            numbers=np.concatenate([batch.numbers() for batch in batches]).reshape(shape),
+        numbers = np.concatenate([batch.numbers() for batch in batches]).reshape(shape)
+        keys = [batch.keys() for batch in batches] if self._random else None
+        rows = _Rows(
             real=np.array([batch.records for batch in batches], np.int32) if pads else None,
-            keys=np.concatenate([batch.keys() for batch in batches]).reshape(*shape, 2)
-            if self._random
-            else None,
+            keys=None if keys is None else np.concatenate(keys).reshape(*shape, 2),
+            numbers=numbers.astype(np.int32) if self.record_numbers else None,
         )
-        return steps, batches[-1].following.cursor
+        return numbers, rows, batches[-1].following.cursor
 
 
 Pipeline.__signature__ = constructor_signature(Pipeline)
 
 
-class _Steps(NamedTuple):
-    """What the batches of some steps take, and what their stages are given."""
+class _Rows(NamedTuple):
+    """What is told of the rows of a batch, beside the records: or of those of many, `[steps, ...]`.
 
-    numbers: np.ndarray  # [steps, batch_size]
-    real: np.ndarray | None  # [steps], how many rows are records
-    keys: np.ndarray | None  # [steps, batch_size, 2]
+    Each is absent where nobody needs it.
+    """
+
+    real: Any  # [], how many rows are records
+    keys: Any  # [batch_size, 2], of random stages
+    numbers: Any  # [batch_size], of the records; N stands for padding
 
 
 def _through(
-    graph: StageGraph,
-    stages: Sequence[Stage],
-    batch: Batch,
-    real: Any,
-    keys: Any,
-    rows: NamedSharding,
+    graph: StageGraph, stages: Sequence[Stage], batch: Batch, rows: _Rows, places: NamedSharding
 ) -> Batch:
-    """A batch through its stages, with a mask where some rows may be padding; traceable."""
-    numbers = jnp.arange(jax.tree.leaves(batch)[0].shape[0], dtype=jnp.int32)
+    """A batch through its stages, with all that is added to it; traceable."""
+    size = jax.tree.leaves(batch)[0].shape[0]
+    every = jnp.arange(size, dtype=jnp.int32)
 
-    def placed(values: jax.Array) -> jax.Array:
-        return take_rows(values, numbers, rows, "replicated")
+    def placed(values: Any) -> jax.Array:
+        return take_rows(jnp.asarray(values), every, places, "replicated")
 
-    if real is not None:
-        batch |= {MASK: placed(numbers < real)}
-    return graph.apply(stages, batch, None if keys is None else placed(jnp.asarray(keys)))
+    if rows.real is not None:
+        batch |= {MASK: placed(every < rows.real)}
+    batch = graph.apply(stages, batch, None if rows.keys is None else placed(rows.keys))
+    if rows.numbers is None:
+        return batch
+    numbers = rows.numbers if rows.real is None else jnp.where(every < rows.real, rows.numbers, -1)
+    return batch | {NUMBER: placed(numbers)}
 
 
 def _staged(
-    records: Records, graph: StageGraph, rows: NamedSharding
+    records: Records, graph: StageGraph, places: NamedSharding
 ) -> Callable[..., tuple[Batch, nnx.State]]:
     """A batch through the stages, and what they changed of their state: as one program.
 
@@ -369,11 +389,11 @@ def _staged(
 
     @partial(jax.jit, static_argnames="graphdef")
     def staged(
-        fetched: Any, real: Any, keys: Any, state: nnx.State, graphdef: Any
+        fetched: Any, rows: _Rows, state: nnx.State, graphdef: Any
     ) -> tuple[Batch, nnx.State]:
         before = values_of(state)
         stages = nnx.merge(graphdef, state)
-        batch = _through(graph, stages, records.build(fetched), real, keys, rows)
+        batch = _through(graph, stages, records.build(fetched), rows, places)
         state_after = nnx.state(stages)
         after = nnx.to_flat_state(state_after)
         # Only what changed leaves the program: returning the parameters would copy them.
@@ -387,16 +407,17 @@ def _staged(
     return staged
 
 
-def _scanned(records: Records, graph: StageGraph, rows: NamedSharding) -> Callable[..., Any]:
+def _scanned(records: Records, graph: StageGraph, places: NamedSharding) -> Callable[..., Any]:
     """Many steps as one program, compiled for one pipeline, as `_staged`."""
 
     @partial(jax.jit, static_argnames=("graphdef", "step_fn"))
-    def scanned(shared: Any, steps: _Steps, start: Any, graphdef: Any, step_fn: Any) -> Any:
-        def body(state_and_carry: Any, step: _Steps) -> Any:
+    def scanned(shared: Any, steps: Any, start: Any, graphdef: Any, step_fn: Any) -> Any:
+        def body(state_and_carry: Any, step: tuple[Any, _Rows]) -> Any:
+            numbers, rows = step
             state, carry = state_and_carry
             stages, modules = nnx.merge(graphdef, state)
-            batch = records.build((shared, step.numbers))
-            batch = _through(graph, stages, batch, step.real, step.keys, rows)
+            batch = records.build((shared, numbers))
+            batch = _through(graph, stages, batch, rows, places)
             if carry is None:
                 output = step_fn(*modules, batch)
             else:

@@ -42,9 +42,8 @@ class Identity:
     order: int | str = order.VERSION
 
 
-_FIELDS = {"schema", "epoch", "index", "sha256"} | {
-    field.name for field in dataclasses.fields(Identity)
-}
+IDENTITY = tuple(field.name for field in dataclasses.fields(Identity))
+_FIELDS = {"schema", "epoch", "index", "sha256", *IDENTITY}
 
 
 def saved(cursor: Cursor, identity: Identity) -> dict[str, Any]:
@@ -76,11 +75,7 @@ def restored(state: Mapping[str, Any], identity: Identity, subject: str) -> Curs
     """
     fields = sound(state, subject)
     now = dataclasses.asdict(identity)
-    differing = [
-        field.name
-        for field in dataclasses.fields(identity)
-        if fields[field.name] != now[field.name]
-    ]
+    differing = [name for name in IDENTITY if fields[name] != now[name]]
     if differing:
         raise StateMismatchError(
             explain(

@@ -6,7 +6,7 @@ rows = sharding.batch_sharding(mesh, "data")
 batch = sharding.global_batch(read, 1024, rows)       # each process reads only its rows
 """
 
-from sharding.agreement import agree, busy
+from sharding.agreement import agree, busy, run_id
 from sharding.errors import DisagreementError, PeerFailedError, WaitTimeoutError
 from sharding.gathers import Layout, storage_sharding, take_rows
 from sharding.meshes import batch_sharding, make_mesh
@@ -42,6 +42,7 @@ __all__ = [
     "resolved_sharding",
     "row_axes",
     "row_shards",
+    "run_id",
     "storage_sharding",
     "take_rows",
 ]

@@ -1,9 +1,11 @@
 """Whether all processes of a job are about to do the same: asked before any collective."""
 
+import functools
 import hashlib
 import itertools
 import json
 import time
+import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -62,6 +64,20 @@ def agree(subject: str, fields: Mapping[str, Any], processes: Sequence[int]) -> 
         verdict = told["all"] if told else _late(processes[:1], subject)
     if verdict["kind"] is not None:
         raise _refusal(verdict)
+
+
+@functools.cache
+def run_id() -> str:
+    """A name of this run of the job, the same on every process of it."""
+    if jax.process_count() == 1:
+        return uuid.uuid4().hex
+    if jax.process_index() == 0:
+        coordination.put("run/id", uuid.uuid4().hex)
+    subject = "run_id"
+    told = _awaited(lambda: coordination.notes("run"), limits.agree_s, subject)
+    if told is None:
+        raise _refusal(_late([0], subject))
+    return told["id"]
 
 
 @contextmanager

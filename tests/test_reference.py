@@ -121,7 +121,15 @@ def test_the_signature_of_a_constructor(source):
 
 def test_the_signature_of_a_pipeline():
     found = table(Pipeline)
-    assert list(found) == ["*", "source", "stages", "batch_size", "rngs", "remainder"]
+    assert list(found) == [
+        "*",
+        "source",
+        "stages",
+        "batch_size",
+        "rngs",
+        "remainder",
+        "record_numbers",
+    ]
 
 
 def test_the_places_of_names():

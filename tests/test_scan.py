@@ -286,15 +286,14 @@ class TestTraining:
         source = loaded(str(data_dir), mesh).clone()
         pipeline = Pipeline(source=source, batch_size=SIZE)
         pipeline.scan(lambda batch: batch["id"], length=5)
-        steps, _ = pipeline._steps(5)
-        shared, numbers = source.records.fetch_steps(steps.numbers)
+        numbers, rows, _ = pipeline._steps(5)
+        shared, numbers = source.records.fetch_steps(numbers)
         graphdef, state = nnx.split((pipeline.stages, ()))
-        lowered = pipeline._scanned.lower(
-            shared, steps._replace(numbers=numbers), (state, None), graphdef, len
-        )
+        lowered = pipeline._scanned.lower(shared, (numbers, rows), (state, None), graphdef, len)
         memory = lowered.compile().memory_analysis()
-        rows = sum(leaf.nbytes for leaf in jax.tree.leaves(shared)) / source.sharding.mesh.size
-        assert memory.temp_size_in_bytes < rows / 2
+        mesh_size = source.sharding.mesh.size
+        per_device = sum(leaf.nbytes for leaf in jax.tree.leaves(shared)) / mesh_size
+        assert memory.temp_size_in_bytes < per_device / 2
 
 
 class TestRefusals:
