@@ -11,7 +11,7 @@ from datarax_tfds.audit import Audit, audit
 from datarax_tfds.config import TFDSEagerConfig, TFDSStreamingConfig
 from datarax_tfds.cursor import Cursor
 from datarax_tfds.cursor_log import CursorLog
-from datarax_tfds.errors import DataLossError, DatasetNotFoundError, StateMismatchError
+from datarax_tfds.errors import DataLossError, DatasetNotFoundError, StateMismatchError, TrustError
 from datarax_tfds.pipeline import Pipeline
 from datarax_tfds.prefetch import prefetch_to_device
 from datarax_tfds.spec import Unbatched
@@ -42,6 +42,7 @@ __all__ = [
     "TFDSEagerSource",
     "TFDSStreamingConfig",
     "TFDSStreamingSource",
+    "TrustError",
     "Unbatched",
     "WaitTimeoutError",
     "audit",

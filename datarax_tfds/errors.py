@@ -11,3 +11,7 @@ class DataLossError(RuntimeError):
 
 class StateMismatchError(ValueError):
     """A saved state is damaged, or belongs to another dataset, split, seed or order."""
+
+
+class TrustError(ValueError):
+    """A dataset asks for more than to be read: for code, or for files elsewhere."""

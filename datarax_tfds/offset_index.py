@@ -48,7 +48,9 @@ def record_starts(path: Path) -> np.ndarray:
 
 def _places(path: Path) -> Iterator[Path]:
     """Where the index of a file may be, the best first."""
-    yield path.parent / ".record_index" / path.name
+    beside = path.parent / ".record_index"
+    if not beside.is_symlink():  # whose target somebody else has chosen
+        yield beside / path.name
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if os.path.isabs(home):  # `~` stays as it is where no home is known
         name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]

@@ -4,7 +4,9 @@ import dataclasses
 import fcntl
 import functools
 import hashlib
+import logging
 import os
+import platform
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,10 +21,14 @@ from datarax_tfds.errors import DataLossError, DatasetNotFoundError
 from datarax_tfds.files import Piece, RecordFile, RecordFiles
 from datarax_tfds.offset_index import record_starts
 from datarax_tfds.tfrecord import TFRecordFile
+from datarax_tfds.trust import require_inside, require_known_features
+from sharding import WaitTimeoutError, busy
 from sharding.messages import explain
 
+_log = logging.getLogger(__name__)
+
 # What may name a dataset: no path leads out of data_dir, no builder argument comes in.
-_NAME = re.compile(r"\w+(/[\w.+-]*\w[\w.+-]*)?(:[\w.*]+)?", re.ASCII)
+_NAME = re.compile(r"\w+(/[\w.+-]*\w[\w.+-]*)?(:[\d*]+[.][\d*]+[.][\d*]+)?", re.ASCII)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,14 +129,16 @@ def _builder(config: AnyConfig) -> Any:
     """The TFDS builder of a prepared dataset, from its files where they are there."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import read_only_builder
+    from tensorflow_datasets.core.utils import error_utils
 
     data_dir = None if config.data_dir is None else os.path.expanduser(config.data_dir)
     subject = f"{config.name}:{config.split}"
 
-    try:
-        return read_only_builder.builder_from_files(str(config.name), data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError:
-        pass
+    # Not `builder_from_files`, which opens what it finds before anybody can look at it.
+    with error_utils.record_error_context():
+        prepared = read_only_builder._find_builder_dir(str(config.name), data_dir=data_dir)
+    if prepared is not None:
+        return _opened(Path(prepared))
     known = tfds.list_builders(with_community_datasets=False)
     name = re.split("[/:]", str(config.name))[0]
     if config.local_files_only or name not in known:
@@ -145,10 +153,21 @@ def _builder(config: AnyConfig) -> Any:
             )
         )
     builder = tfds.builder(str(config.name), data_dir=data_dir)
-    with _only_preparer(Path(builder.data_dir), subject):
+    with busy(f"{subject} to be prepared"), _only_preparer(Path(builder.data_dir), subject):
         builder.download_and_prepare(**_prepare_options(config))
     # Opened anew: a builder that found the work done by another knows nothing of its splits.
-    return tfds.builder_from_directory(builder.data_dir)
+    return _opened(Path(builder.data_dir))
+
+
+def _opened(prepared: Path) -> Any:
+    """The builder of a prepared version, once it is known to name no code and no other files."""
+    import tensorflow_datasets as tfds
+
+    require_known_features(prepared)
+    builder = tfds.builder_from_directory(prepared)
+    for split in builder.info.splits.values():
+        require_inside(prepared, map(Path, split.filepaths))
+    return builder
 
 
 def _prepare_options(config: AnyConfig) -> dict[str, Any]:
@@ -189,26 +208,47 @@ def _only_preparer(prepared: Path, subject: str, timeout_s: float = 24 * 3600) -
     A lock on a file, so that it holds between jobs too and ends with the process that holds it.
     """
     lock = prepared.parent / f".{prepared.name}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o664)
+    except OSError as error:
+        raise DatasetNotFoundError(
+            explain(
+                subject,
+                "the dataset is not prepared, and cannot be: nothing can be written there.",
+                directory=lock.parent,
+                error=error,
+                fix="set data_dir to a directory that can be written, or prepare the dataset where"
+                " it can be: tfds build",
+            )
+        ) from error
     deadline = time.monotonic() + timeout_s
-    with open(lock, "w") as file:
+    with open(descriptor, "r+") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise TimeoutError(
+                    raise WaitTimeoutError(
                         explain(
                             subject,
                             "another process is still preparing the dataset.",
                             waited_s=timeout_s,
                             lock=lock,
+                            holder=file.read(200).strip() or "unknown",
                             fix="look after that process, then start again",
                         )
                     ) from None
                 time.sleep(0.2)
+        # Only who holds the lock prepares: what others left is of processes that have died.
+        for left in sorted(prepared.parent.glob(f"incomplete.*_{prepared.name}")):
+            _log.warning("%s: %s was left half prepared; it can be removed", subject, left)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
         yield
+        file.truncate(0)
 
 
 def _ranges(info: Any, split: str, subject: str) -> list[tuple[str, int, int]]:

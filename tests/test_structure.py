@@ -40,6 +40,7 @@ LAYERS = [
     "datarax_tfds.array_record",
     "datarax_tfds.files",
     "datarax_tfds.block_files",
+    "datarax_tfds.trust",
     "datarax_tfds.split",
     "datarax_tfds.spec",
     "datarax_tfds.decoding",

@@ -1,0 +1,249 @@
+"""Data are never code: what a dataset, a name or a config asks for beyond being read is refused."""
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_structure import MODULES, ROOT
+from test_train import TRAIN
+
+from datarax_tfds import (
+    DataLossError,
+    StateMismatchError,
+    TFDSEagerConfig,
+    TFDSStreamingConfig,
+    TFDSStreamingSource,
+    TrustError,
+    state_file,
+)
+from datarax_tfds.split import _only_preparer, open_split
+
+PLANTED = "raise SystemExit(open({marker!r}, 'w').write('was run'))"
+
+
+@pytest.fixture
+def marker(tmp_path, monkeypatch):
+    """A file that appears when one of the planted modules is imported."""
+    modules, path = tmp_path / "modules", tmp_path / "was-run"
+    for name in ("planted", "tensorflow_datasets_planted", "huggingface", "planted_package/sub"):
+        file = (modules / name).with_suffix(".py")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(PLANTED.format(marker=str(path)))
+    monkeypatch.syspath_prepend(str(modules))
+    yield path
+    assert not path.exists()
+
+
+@pytest.fixture
+def dataset(data_dir, tmp_path):
+    """A copy of a dataset, to be tampered with."""
+    shutil.copytree(data_dir / "tiny", tmp_path / "data" / "tiny")
+    return tmp_path / "data" / "tiny" / "1.0.0"
+
+
+def opened(dataset, **fields):
+    fields = {"name": "tiny", "split": "train", "data_dir": str(dataset.parents[1])} | fields
+    return open_split(TFDSEagerConfig(**fields))
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+CLASSES = [
+    "planted.Feature",
+    "planted_package.sub.Feature",
+    "tensorflow_datasets_planted.Feature",
+    "tensorflow_datasets.planted.Feature",
+    "tensorflow_datasets.core.features_planted.Feature",
+    "tensorflow_datasets.core.features/../../planted.Feature",
+    "tensorflow_datasets.core.features.\nplanted.Feature",
+    "tensorflow_datasets.core.features. planted.Feature",
+    "antigravity.Feature",
+    "this.Feature",
+]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("where", ["top", "nested", "legacy"])
+def test_a_class_that_features_name_is_not_imported(dataset, marker, name, where):
+    def change(features):
+        if where == "top":
+            features["pythonClassName"] = name
+        elif where == "nested":
+            inner = next(iter(features["featuresDict"]["features"].values()))
+            inner["pythonClassName"] = name
+        else:
+            features.clear()
+            features |= {"type": name, "content": {}}
+
+    edit(dataset / "features.json", change)
+    with pytest.raises(TrustError, match=r"features.json: (.|\n)*not imported(.|\n)*fix:"):
+        opened(dataset)
+    assert name.rpartition(".")[0] not in sys.modules
+
+
+def test_a_feature_of_a_module_that_is_imported_is_read(dataset, tmp_path, monkeypatch):
+    (tmp_path / "own_features.py").write_text(
+        "import tensorflow_datasets as tfds\nclass Own(tfds.features.Tensor):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def change(features):
+        features["featuresDict"]["features"]["id"] = {
+            "pythonClassName": "own_features.Own",
+            "tensor": {"shape": {}, "dtype": "int64", "encoding": "none"},
+        }
+
+    edit(dataset / "features.json", change)
+    with pytest.raises(TrustError, match=r"own_features.Own(.|\n)*fix:"):
+        opened(dataset)
+    import own_features  # noqa: F401
+
+    assert len(opened(dataset)) == 97
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[" * 100_000, '{"pythonClassName": NaN', "\ufeff{}"], ids=range(5)
+)
+def test_features_that_are_no_json_are_refused(dataset, text):
+    (dataset / "features.json").write_text(text)
+    with pytest.raises(DataLossError, match=r"features.json: (.|\n)*fix:"):
+        opened(dataset)
+
+
+@pytest.mark.parametrize("template", ["../outside-{SPLIT}", "/etc/{SPLIT}", "a/{SPLIT}", ".."])
+def test_files_outside_of_the_dataset_are_refused(dataset, template):
+    def change(info):
+        for split in info["splits"]:
+            split["filepathTemplate"] = template + "-{SHARD_X_OF_Y}.{FILEFORMAT}"
+
+    edit(dataset / "dataset_info.json", change)
+    # Named, or not found: TFDS makes some of them harmless itself.
+    with pytest.raises((TrustError, DataLossError), match=r"(.|\n)*fix:"):
+        opened(dataset)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "planted:tiny",
+        "huggingface:tiny",
+        "kubric:movi_a",
+        "planted",
+        "planted.Feature",
+        "tiny/data_dir=/tmp",
+        "tiny/../../planted",
+        "tiny/..",
+        "../tiny",
+        "tiny:1.0.0/..",
+        "~/tiny",
+        "gs://bucket/tiny",
+        "tiny\nplanted",
+        "tiny/config=planted.Config",
+    ],
+)
+def test_a_name_brings_in_neither_code_nor_a_path(dataset, marker, name):
+    with pytest.raises((ValueError, FileNotFoundError), match=r"(.|\n)*fix:"):
+        opened(dataset, name=name, local_files_only=True)
+
+
+def test_an_index_is_not_written_through_a_link(dataset, tmp_path, monkeypatch):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.rmtree(dataset / ".record_index", ignore_errors=True)
+    (dataset / ".record_index").symlink_to(outside)
+    config = TFDSStreamingConfig(name="tiny", split="train", data_dir=str(dataset.parents[1]))
+    assert len(TFDSStreamingSource(config)) == 97
+    assert list(outside.iterdir()) == []
+    assert list((tmp_path / "cache").rglob("*"))
+
+
+def test_a_lock_is_not_taken_through_a_link(tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_text("kept")
+    (tmp_path / ".1.0.0.lock").symlink_to(outside)
+    with (
+        pytest.raises(FileNotFoundError, match=r"cannot be(.|\n)*symbolic(.|\n)*fix:"),
+        _only_preparer(tmp_path / "1.0.0", "test"),
+    ):
+        pass
+    assert outside.read_text() == "kept"
+
+
+def test_a_state_is_not_written_through_a_link(tmp_path):
+    outside = tmp_path / "outside"
+    (tmp_path / state_file.NAME).symlink_to(outside)
+    with pytest.raises(OSError, match="exists"):
+        state_file.write(tmp_path, {})
+    assert not outside.exists()
+
+
+@pytest.mark.parametrize("value", ["cos\nsystem\n(S'x'\ntR.", "gASVBQAAAAAAAACMAXiULg=="])
+def test_a_pickle_in_a_state_stays_text(tmp_path, value):
+    (tmp_path / state_file.NAME).write_text(json.dumps(value))
+    with pytest.raises(StateMismatchError, match="fix:"):
+        state_file.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "dataset: !!python/object/apply:os.system ['touch hacked']",
+        "dataset: !!python/name:planted.Feature",
+        "dataset: !!python/module:planted",
+        "dataset: !!python/object/new:planted.Feature {}",
+        "load: planted",
+    ],
+)
+def test_a_config_file_runs_nothing(tmp_path, marker, line):
+    (tmp_path / "config.yaml").write_text(line)
+    done = subprocess.run(
+        [*TRAIN[:2], "config.yaml"], cwd=tmp_path, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode != 0
+    assert re.search("python/|there is no key 'load'", done.stderr)
+    assert not (tmp_path / "hacked").exists()
+
+
+FORBIDDEN = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "subprocess", "pty", "ctypes"}
+
+
+@pytest.mark.parametrize("path", [*MODULES, *(ROOT / "scripts").glob("*.py")], ids=lambda p: p.stem)
+def test_the_code_neither_unpickles_nor_evaluates(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+            # Scripts start the commands that they are given, and peers to measure.
+            allowed = {"subprocess"} if "scripts" in path.parts else set()
+            assert not names & (FORBIDDEN - allowed)
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in {"eval", "exec", "compile", "__import__", "os.system", "yaml.load"}
+            assert not called.endswith(("np.load", "numpy.load"))
+            assert "scripts" in path.parts or not called.endswith("import_module")
+
+
+def test_a_run_from_data_to_restore_unpickles_and_starts_nothing(data_dir, tmp_path):
+    """Behind the imports, under an audit hook: no code from data, no process, no connection."""
+    done = subprocess.run(
+        [sys.executable, Path(__file__).parent / "workers" / "watched.py", data_dir, tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    events = json.loads((tmp_path / "events.json").read_text())
+    assert events["open"] > 10  # the hook was there
+    calls = ("connect", "bind", "getaddrinfo", "gethostbyname", "sendto")
+    unwanted = [f"socket.{call}" for call in calls]
+    unwanted += ["pickle", "subprocess", "os.exec", "os.fork", "os.posix_spawn", "os.system"]
+    assert [event for event in events if event.startswith(tuple(unwanted))] == []
