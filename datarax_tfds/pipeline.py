@@ -22,6 +22,7 @@ from datarax_tfds.spec import require_arrays
 from datarax_tfds.stages import Batch, Stage, StageGraph, are_random, chain, graph_of, values_of
 from datarax_tfds.state import Identity, restored, saved
 from sharding import check_batch_size, on_mesh, take_rows
+from sharding.integers import is_integer
 from sharding.messages import explain
 
 MASK = "mask"
@@ -195,7 +196,7 @@ class Pipeline(nnx.Module):
             NotImplementedError: Of a stream.
             ValueError: `length` is not a positive integer.
         """
-        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+        if not is_integer(length, 1):
             raise ValueError(
                 explain(
                     "Pipeline.scan",

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 
 from datarax_tfds.cursor import Cursor
+from sharding.integers import is_integer
 from sharding.messages import explain
 
 
@@ -43,7 +44,7 @@ def prefetch_to_device(iterable: Iterable[Any], size: int = 2) -> Iterator[Any]:
     Raises:
         ValueError: `size` is negative.
     """
-    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+    if not is_integer(size, 0):
         raise ValueError(
             explain(
                 "prefetch_to_device", "size is a number of batches.", size=repr(size), fix="0, 1, 2"

@@ -61,6 +61,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
         name: str | None = None,
         sharding: NamedSharding | None = None,
     ):
+        self._require_config(config)
         name = name or self._named(config)
         self.sharding = nnx.static(resolved_sharding(sharding, name))
         split = open_split(config)
@@ -94,8 +95,30 @@ class Source(nnx.Module, Generic[Config, Opened]):
     def _named(cls, config: AnyConfig) -> str:
         return f"{cls.__name__}({config.name}:{config.split})"
 
+    @classmethod
+    def _require_config(cls, config: Any) -> None:
+        if type(config) is not cls._config_type:
+            own = cls._config_type.__name__
+            raise TypeError(
+                explain(
+                    cls.__name__,
+                    f"a {cls.__name__} has a {own}.",
+                    config=type(config).__name__,
+                    fix=f"pass {own}(name=..., split=...), or build the other source",
+                )
+            )
+
     def _configure(self, config: Config, rngs: nnx.Rngs | None, name: str) -> None:
         """Takes over all of a config that does not decide what is read, and how."""
+        if rngs is not None and not isinstance(rngs, nnx.Rngs):
+            raise TypeError(
+                explain(
+                    name,
+                    "rngs are streams of keys, an nnx.Rngs.",
+                    rngs=type(rngs).__name__,
+                    fix="pass rngs=nnx.Rngs(0), or none",
+                )
+            )
         self.config: Config = nnx.static(config)
         self.rngs = nnx.data(rngs)
         self.name = name
@@ -120,6 +143,8 @@ class Source(nnx.Module, Generic[Config, Opened]):
                 )
             )
         return int(key_word(self.rngs[self.stream_name]()))
+
+    _config_type: ClassVar[type]
 
     @abstractmethod
     def _opened(self, reader: RecordReader) -> Opened:
@@ -431,15 +456,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
             TypeError: `config` is that of another kind of source.
         """
         wanted = self.config if config is None else config
-        if type(wanted) is not type(self.config):
-            raise TypeError(
-                explain(
-                    self.name,
-                    f"a {type(self).__name__} has a {type(self.config).__name__}.",
-                    config=type(wanted).__name__,
-                    fix="build the other source from that config",
-                )
-            )
+        self._require_config(wanted)
         anew = rngs is not None and wanted.stochastic
         anew |= any(
             getattr(wanted, field) != getattr(self.config, field) for field in self._of_order

@@ -62,7 +62,7 @@ def open_split(config: AnyConfig) -> Split:
     if not _NAME.fullmatch(str(config.name)):
         raise ValueError(
             explain(
-                subject,
+                "name",
                 "this is not the name of a dataset.",
                 name=repr(config.name),
                 fix="use 'name', 'name/config' or 'name:1.2.3', and data_dir for a directory",

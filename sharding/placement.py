@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from sharding.integers import is_integer
 from sharding.messages import explain
 
 
@@ -57,10 +57,10 @@ def check_batch_size(batch_size: int, sharding: NamedSharding) -> None:
             message gives both and the nearest sizes that fit.
     """
     shards = row_shards(sharding)
-    integer = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool)
-    if integer and batch_size > 0 and batch_size % shards == 0:
+    positive = is_integer(batch_size, 1)
+    if positive and batch_size % shards == 0:
         return
-    below = batch_size // shards * shards if integer and batch_size > 0 else 0
+    below = batch_size // shards * shards if positive else 0
     nearest = [str(size) for size in (below, below + shards) if size > 0]
     raise ValueError(
         explain(

@@ -14,6 +14,7 @@ MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).glob
 # Lowest first: a module imports from those above it only.
 LAYERS = [
     "sharding.messages",
+    "sharding.integers",
     "sharding.meshes",
     "sharding.placement",
     "sharding.gathers",
