@@ -210,7 +210,7 @@ class _Features:
                         subject,
                         f"the decoder of {key!r} is none of TFDS's.",
                         decoder=type(decoder).__name__,
-                        fix="use tfds.decode.SkipDecoding(), or what tfds.decode.make_decoder makes",
+                        fix="use tfds.decode.SkipDecoding(), or one of make_decoder",
                     )
                 )
         columns = {key for key in read - decoders.keys() if _is_column(features[key])}

@@ -59,6 +59,7 @@ class Pipeline(nnx.Module):
             records.
 
     Raises:
+        TypeError: A source, or a stage, that is none.
         ValueError: A batch size that does not divide over the mesh, records that cannot be rows of
             an array, `drop` with fewer records than one batch, or `pad` with a feature that is
             itself named `mask`.
@@ -73,13 +74,32 @@ class Pipeline(nnx.Module):
         rngs: nnx.Rngs | None = None,
         remainder: Remainder = "wrap",
     ):
+        if not isinstance(source, Source):
+            raise TypeError(
+                explain(
+                    "Pipeline",
+                    "batches come from a source.",
+                    source=type(source).__name__,
+                    fix="pass a TFDSEagerSource or a TFDSStreamingSource, or use from_tfds",
+                )
+            )
+        if rngs is not None and not isinstance(rngs, nnx.Rngs):
+            raise TypeError(
+                explain(
+                    "Pipeline",
+                    "rngs are streams of keys.",
+                    rngs=type(rngs).__name__,
+                    fix="pass rngs=nnx.Rngs(0), or none",
+                )
+            )
+        graph = chain(stages)
         check_batch_size(batch_size, source.sharding)
         require_arrays(source.element_spec(), source.name)
         self.source = source
         self.stages = nnx.List(stages)
         self.batch_size = int(batch_size)
         self.rngs = rngs
-        self._link(chain(stages))
+        self._link(graph)
         self.schedule = Schedule(len(source), self.batch_size, remainder)
         if remainder == "pad" and MASK in source.element_spec():
             raise ValueError(
@@ -125,13 +145,13 @@ class Pipeline(nnx.Module):
             remainder: Likewise.
 
         Raises:
+            TypeError: As for `Pipeline`; and nodes or edges that are no dict.
             ValueError: As for `Pipeline`; and a name without a stage, a stage without edges, a
                 cycle, or a stage that the sink does not depend on.
         """
         graph, stages = graph_of(nodes, edges, sink)
-        pipeline = cls(
-            source=source, stages=stages, batch_size=batch_size, rngs=rngs, remainder=remainder
-        )
+        pipeline = cls(source=source, batch_size=batch_size, rngs=rngs, remainder=remainder)
+        pipeline.stages = nnx.List(stages)
         pipeline._link(graph)
         return pipeline
 
@@ -194,8 +214,19 @@ class Pipeline(nnx.Module):
 
         Raises:
             NotImplementedError: Of a stream.
+            TypeError: `step_fn` is no function, or `modules` no list.
             ValueError: `length` is not a positive integer.
         """
+        if not callable(step_fn) or not isinstance(modules, list | tuple | nnx.List):
+            raise TypeError(
+                explain(
+                    "Pipeline.scan",
+                    "step_fn is a function, and modules are what it takes beside the batch.",
+                    step_fn=type(step_fn).__name__,
+                    modules=type(modules).__name__,
+                    fix="pass scan(step_fn, length=..., modules=(model, optimizer))",
+                )
+            )
         if not is_integer(length, 1):
             raise ValueError(
                 explain(

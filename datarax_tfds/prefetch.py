@@ -42,6 +42,7 @@ def prefetch_to_device(iterable: Iterable[Any], size: int = 2) -> Iterator[Any]:
         An iterator over the rest of the epoch, or over the iterable.
 
     Raises:
+        TypeError: `iterable` is none.
         ValueError: `size` is negative.
     """
     if not is_integer(size, 0):
@@ -52,6 +53,15 @@ def prefetch_to_device(iterable: Iterable[Any], size: int = 2) -> Iterator[Any]:
         )
     if isinstance(iterable, Positioned):
         return handed_out(iterable, size)
+    if not isinstance(iterable, Iterable):
+        raise TypeError(
+            explain(
+                "prefetch_to_device",
+                "there is nothing to iterate over.",
+                iterable=type(iterable).__name__,
+                fix="pass a pipeline, a source, or an iterable of arrays",
+            )
+        )
     return _buffered(map(jax.device_put, iterable), size)
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import inspect
-import operator
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -29,6 +28,7 @@ from datarax_tfds.split import open_split
 from datarax_tfds.state import Identity, restored, saved
 from datarax_tfds.statistics import Statistics
 from sharding import check_batch_size, on_mesh, resolved_sharding
+from sharding.integers import is_integer
 from sharding.messages import explain
 
 _BLOCK = 32  # records that single ones are read ahead by
@@ -186,9 +186,18 @@ class Source(nnx.Module, Generic[Config, Opened]):
                 yield before, record, after
                 before = after
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
+    def __getitem__(self, number: Any) -> dict[str, Any]:
         """The record of a number, in stored order; negative ones count from the end."""
-        place = operator.index(number)
+        if not _is_number(number):
+            raise TypeError(
+                explain(
+                    self.name,
+                    "a record is taken by its number.",
+                    got=type(number).__name__,
+                    fix="pass an integer; get_records takes several, as np.arange(8)",
+                )
+            )
+        place = int(number)
         self._require(place, least=-self.length)
         return self.records.take_one(self._chosen(np.array([place % self.length])))
 
@@ -230,6 +239,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
             Arrays `[size, ...]`. O(size), whatever the length.
         """
         check_batch_size(size, self.sharding)
+        self._require_positions(start, size, key)
         if _traced(start, key):
             return self.records.take_within(self.record_indices_at(start, size, key))
         if key is None:
@@ -244,6 +254,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
         self, start: int | jax.Array, size: int, key: jax.Array | None = None
     ) -> jax.Array:
         """The numbers of the records that `get_batch_at` takes: `[size]` int32; traceable."""
+        self._require_positions(start, size, key)
         if _traced(start, key):
             _, numbers = self.positions.numbers_within(self.epoch.get_value(), start, size, key)
             return numbers
@@ -264,7 +275,10 @@ class Source(nnx.Module, Generic[Config, Opened]):
             TypeError: No list of integers.
             IndexError: A number that no record has.
         """
-        numbers: Any = indices if isinstance(indices, jax.Array) else np.asarray(indices)
+        try:
+            numbers: Any = indices if isinstance(indices, jax.Array) else np.asarray(indices)
+        except ValueError:  # rows of different lengths
+            numbers = np.asarray(None)
         if numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):
             raise TypeError(
                 explain(
@@ -295,7 +309,9 @@ class Source(nnx.Module, Generic[Config, Opened]):
                     fix="pass an integer or an array of integers",
                 )
             )
-        return self[input] if np.ndim(input) == 0 else self.get_records(input)
+        if isinstance(input, list | tuple) or np.ndim(input) > 0:
+            return self.get_records(input)
+        return self[input]
 
     def element_spec(self) -> dict[str, Any]:
         """One record as `jax.ShapeDtypeStruct`s, without a batch axis.
@@ -352,6 +368,15 @@ class Source(nnx.Module, Generic[Config, Opened]):
 
     def set_random_order(self, enabled: bool) -> None:
         """Goes on from the same cursor, in random or in stored order."""
+        if not isinstance(enabled, bool | np.bool_):
+            raise TypeError(
+                explain(
+                    self.name,
+                    "an order is random or it is not.",
+                    enabled=repr(enabled),
+                    fix="pass True or False",
+                )
+            )
         self.positions = self._positions(enabled, self.positions.seed)
 
     @property
@@ -491,8 +516,19 @@ class Source(nnx.Module, Generic[Config, Opened]):
         """Refuses a list of streams without those that are required.
 
         Raises:
+            TypeError: No list of names.
             ValueError: One is missing; the message names it.
         """
+        listed = isinstance(stream_names, list | tuple | set | frozenset)
+        if not listed or not all(isinstance(name, str) for name in stream_names):
+            raise TypeError(
+                explain(
+                    self.name,
+                    "streams are a list of names.",
+                    streams=repr(stream_names),
+                    fix="pass a list, as ['order']",
+                )
+            )
         missing = set(self.requires_rng_streams() or ()) - set(stream_names)
         if missing:
             raise ValueError(
@@ -550,6 +586,37 @@ class Source(nnx.Module, Generic[Config, Opened]):
                 )
             )
 
+    def _require_positions(self, start: Any, size: Any, key: Any) -> None:
+        """Refuses positions that cannot be, as far as they are known while this is traced."""
+        if not _is_number(start):
+            raise TypeError(
+                explain(
+                    self.name,
+                    "start is the number of a position.",
+                    start=type(start).__name__,
+                    fix="pass an integer from 0",
+                )
+            )
+        if not is_integer(size, 1) or (not isinstance(start, jax.core.Tracer) and start < 0):
+            raise ValueError(
+                explain(
+                    self.name,
+                    "positions are counted from 0, and at least one is taken.",
+                    start=start,
+                    size=repr(size),
+                    fix="use a start of at least 0, and a size of at least 1",
+                )
+            )
+        if key is not None and not _is_key(key):
+            raise TypeError(
+                explain(
+                    self.name,
+                    "an order of its own is that of one PRNG key.",
+                    key=type(key).__name__,
+                    fix="pass key=jax.random.key(0)",
+                )
+            )
+
     def _chosen(self, numbers: np.ndarray) -> Chosen:
         return self.positions.chosen(numbers, self.cursor.epoch)
 
@@ -564,6 +631,21 @@ def _traced(*values: Any) -> bool:
     """Whether this runs under a transformation: with such a value, or in the midst of one."""
     # Under jit, a new array is a tracer.
     return any(isinstance(value, jax.core.Tracer) for value in (jnp.zeros(()), *values))
+
+
+def _is_number(value: Any) -> bool:
+    """Whether this is one integer, of Python, NumPy or JAX, perhaps a traced one."""
+    dtype = getattr(value, "dtype", type(value))
+    return getattr(value, "ndim", 0) == 0 and np.issubdtype(dtype, np.integer)
+
+
+def _is_key(value: Any) -> bool:
+    """Whether this is one PRNG key, typed or raw, perhaps a traced one."""
+    if not isinstance(value, jax.Array | np.ndarray):
+        return False
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return value.ndim == 0
+    return value.ndim == 1 and value.dtype == np.uint32 and value.size > 0
 
 
 def _count(variable: nnx.Variable) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sharding.integers import is_integer
@@ -122,15 +123,37 @@ def global_batch(read: Callable[[slice], Any], batch_size: int, sharding: NamedS
         The structure that `read` returns, with `jax.Array` leaves `[batch_size, ...]`.
 
     Raises:
+        TypeError: `read` is no function.
         ValueError: `batch_size` is not a multiple of the number of row shards; the
-            message gives both and the nearest sizes that fit.
+            message gives both and the nearest sizes that fit. Or `read` returns another number of
+            rows than it was asked for.
     """
     check_batch_size(batch_size, sharding)
+    if not callable(read):
+        raise TypeError(
+            explain(
+                "global_batch",
+                "rows are read by a function.",
+                read=type(read).__name__,
+                fix="pass a function of a slice, as lambda rows: records[rows]",
+            )
+        )
     split = NamedSharding(sharding.mesh, PartitionSpec(row_axes(sharding)))
     pieces: list[list[jax.Array]] = []
     structure = None
     for (start, stop), devices in local_rows(sharding, batch_size).items():
-        leaves, structure = jax.tree.flatten(read(slice(start, stop)))
+        rows = read(slice(start, stop))
+        leaves, structure = jax.tree.flatten(rows)
+        if not leaves or any(np.shape(leaf)[:1] != (stop - start,) for leaf in leaves):
+            raise ValueError(
+                explain(
+                    "global_batch",
+                    "read returns other rows than those of its slice.",
+                    rows=f"[{start}, {stop})",
+                    returned=jax.tree.map(np.shape, rows),
+                    fix=f"return arrays [{stop - start}, ...] for this slice",
+                )
+            )
         # All leaves in one call: it costs 0.1 ms, however many they are.
         pieces += [jax.device_put(leaves, device) for device in devices]
     assert structure is not None

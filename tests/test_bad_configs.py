@@ -68,7 +68,8 @@ EAGER_FIELDS = [
 ]
 
 STREAMING_FIELDS = [
-    *[("access", value, "no such access") for value in ("blocks", "", "RANDOM", None, 0, ["random"])],
+    *[("access", value, "no such access")
+      for value in ("blocks", "", "RANDOM", None, 0, ["random"])],
     *[("prefetch_buffer", value, "is an integer of at least 0")
       for value in (-1, 1.5, True, "2", None, np.float64(2), -np.int64(1), float("inf"))],
     *[("block_size", value, "is an integer of at least 1")
@@ -99,9 +100,11 @@ SPLITS = [
        "train[:101%]", "train[200%:]", "train[-101%:]", "train[:5.5]", "train()", " ", "all/train",
        "train[:5]]", "train/../test", "TRAIN[:5]")],
     *[(split, "no records") for split in
-      ("train[:0]", "train[50:50]", "train[97:]", "train[:0%]", "train[60:50]", "train[:0]+test[:0]")],
+      ("train[:0]", "train[50:50]", "train[97:]", "train[:0%]", "train[60:50]",
+       "train[:0]+test[:0]")],
     *[(split, "overlap") for split in
-      ("train+train", "train[:5]+train[4:]", "train[:50%]+train[40%:]", "train[10:20]+test+train[:11]")],
+      ("train+train", "train[:5]+train[4:]", "train[:50%]+train[40%:]",
+       "train[10:20]+test+train[:11]")],
 ]  # fmt: skip
 
 FEATURES = [
@@ -119,7 +122,7 @@ FEATURES = [
     ("tiny", {"decoders": {"image": "SkipDecoding"}}, "decoder of 'image'"),
     ("tiny", {"decoders": {"image": lambda record: record}}, "decoder of 'image'"),
     ("tiny", {"decoders": {1: None, "x": None}}, "decoders name"),
-    ("tiny", {"map_fn": lambda: {}}, "cannot trace map_fn"),
+    ("tiny", {"map_fn": dict}, "cannot trace map_fn"),
     ("tiny", {"map_fn": lambda record, seed, more: record}, "cannot trace map_fn"),
     ("tiny", {"map_fn": lambda *, record: record}, "cannot trace map_fn"),
     ("tiny", {"map_fn": lambda record: record["imge"]}, "cannot trace map_fn.*'imge'"),
