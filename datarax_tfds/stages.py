@@ -182,8 +182,8 @@ def _require_stage(stage: Any, name: str, batches: int) -> None:
     fix = "pass a function, or an NNX module with __call__, from batch to batch"
     if not callable(stage):
         raise TypeError(explain(name, f"{problem}.", stage=type(stage).__name__, fix=fix))
-    signature = inspect.signature(stage)
-    keys = {_KEYS: None} if _KEYS in signature.parameters else {}
+    signature = _signature(stage)
+    keys = {_KEYS: None} if _takes_keys(stage) else {}
     try:
         signature.bind(*[None] * batches, **keys)
     except TypeError as error:
@@ -250,7 +250,15 @@ def _record_by_record(stage: Stage, name: str, inputs: Sequence[Batch], keys: ja
 
 
 def _takes_keys(stage: Stage) -> bool:
-    return _KEYS in inspect.signature(stage).parameters
+    return _KEYS in _signature(stage).parameters
+
+
+def _signature(stage: Stage) -> inspect.Signature:
+    """Of a function; of a built-in one that does not tell, that of a stage."""
+    try:
+        return inspect.signature(stage)
+    except ValueError:
+        return inspect.signature(lambda *batches: ...)
 
 
 def _has_streams(stage: Stage) -> bool:
