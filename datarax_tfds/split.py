@@ -103,13 +103,10 @@ def _info(config: AnyConfig, subject: str) -> Any:
     from google.protobuf import json_format
     from tensorflow_datasets.core import dataset_info
 
+    unreadable = (json_format.ParseError, json.JSONDecodeError, dataset_info.DatasetInfoFileError)
     try:
         return _builder(config).info
-    except (
-        json_format.ParseError,
-        json.JSONDecodeError,
-        dataset_info.DatasetInfoFileError,
-    ) as error:
+    except unreadable as error:
         raise DataLossError(
             explain(
                 subject,

@@ -176,7 +176,7 @@ def _refused(problem: str, nodes: Mapping[str, Stage], fix: str) -> ValueError:
     )
 
 
-def _require_stage(stage: Any, name: str, batches: int) -> None:
+def _require_stage(stage: Stage, name: str, batches: int) -> None:
     """Refuses what cannot be called with so many batches."""
     problem = f"a stage is a function of {'a batch' if batches == 1 else f'{batches} batches'}"
     fix = "pass a function, or an NNX module with __call__, from batch to batch"
@@ -253,7 +253,7 @@ def _takes_keys(stage: Stage) -> bool:
     return _KEYS in _signature(stage).parameters
 
 
-def _signature(stage: Stage) -> inspect.Signature:
+def _signature(stage: Callable[..., Any]) -> inspect.Signature:
     """Of a function; of a built-in one that does not tell, that of a stage."""
     try:
         return inspect.signature(stage)

@@ -46,7 +46,8 @@ DEVICES = [([], "devices: +0"), (7, "devices: +int"), (["cpu"] * 8, "devices: +s
 MESHES = [None, "data", {"data": 8}, np.arange(8)]
 
 MESH_AXES = [("dta", "'dta'"), (["data", "dta"], "'dta'"), (5, "axes"), ([5], "5"),
-             ("", "''"), (None, "axes"), (["data", "data"], "twice"), (("data", ("model",)), "model")]  # fmt: skip
+             ("", "''"), (None, "axes"), (["data", "data"], "twice"),
+             (("data", ("model",)), "model")]  # fmt: skip
 
 SHARDINGS = [
     (lambda mesh: mesh, TypeError, "got: +Mesh"),
@@ -129,10 +130,10 @@ STAGES = [
     *[(stages, TypeError, "stages are a list") for stages in
       (plain, 5, "normalize", None, {"a": plain})],
     *[([stage], TypeError, r"stages\[0\].*takes") for stage in
-      (dict, lambda one, other: one, lambda *, batch: batch, lambda batch, *, scale: batch,
+      (lambda: None, lambda one, other: one, lambda *, batch: batch, lambda batch, *, scale: batch,
        lambda keys: {})],
     ([plain, 5], TypeError, r"stages\[1\]"),
-    ([plain, plain, dict], TypeError, r"stages\[2\]"),
+    ([plain, plain, lambda: None], TypeError, r"stages\[2\]"),
 ]  # fmt: skip
 
 # What a stage returns in place of a dict of arrays.
@@ -156,7 +157,7 @@ DAGS = [
     *[({"sink": sink}, TypeError) for sink in (None, 5, ["b"])],
     *[({"sink": sink}, ValueError) for sink in ("", "c", "a", "B")],
     ({"nodes": NODES | {"b": 5}}, TypeError),
-    ({"nodes": NODES | {"b": dict}}, TypeError),
+    ({"nodes": NODES | {"b": lambda: None}}, TypeError),
     ({"edges": EDGES | {"b": ["a", "a"]}}, TypeError),
     ({"nodes": {}}, ValueError),
     ({"nodes": {}, "edges": {}}, ValueError),

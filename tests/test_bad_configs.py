@@ -122,7 +122,7 @@ FEATURES = [
     ("tiny", {"decoders": {"image": "SkipDecoding"}}, "decoder of 'image'"),
     ("tiny", {"decoders": {"image": lambda record: record}}, "decoder of 'image'"),
     ("tiny", {"decoders": {1: None, "x": None}}, "decoders name"),
-    ("tiny", {"map_fn": dict}, "cannot trace map_fn"),
+    ("tiny", {"map_fn": lambda: None}, "cannot trace map_fn"),
     ("tiny", {"map_fn": lambda record, seed, more: record}, "cannot trace map_fn"),
     ("tiny", {"map_fn": lambda *, record: record}, "cannot trace map_fn"),
     ("tiny", {"map_fn": lambda record: record["imge"]}, "cannot trace map_fn.*'imge'"),
