@@ -13,7 +13,6 @@ from datarax_tfds import state
 from datarax_tfds.block_order import BlockOrder
 from datarax_tfds.cursor import Cursor, Schedule, Span
 from datarax_tfds.cursor_log import FORMAT
-from datarax_tfds.errors import StateMismatchError
 from datarax_tfds.order import Order
 from sharding.messages import explain
 
@@ -251,8 +250,10 @@ def _parsed(lines: Iterable[str], subject: str) -> dict[str, _Run]:
             if cut is not None:
                 raise cut from error
             cut = _refused(subject, number, error)
-        except (StateMismatchError, KeyError, TypeError, AttributeError, ValueError) as error:
-            raise error if error is cut else _refused(subject, number, error) from error
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if error is cut:
+                raise
+            raise _refused(subject, number, error) from error
     return runs
 
 

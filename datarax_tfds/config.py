@@ -1,16 +1,31 @@
 """What a source reads and how, checked once at construction."""
 
-from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass, field
-from typing import Any, Literal, final, get_args
+import os
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, final, get_args, get_origin
 
+import numpy as np
 from flax import nnx
 
 from datarax_tfds.order import check_seed
+from sharding.integers import is_integer
 from sharding.messages import explain
 
 Access = Literal["random", "sequential"]
 Layout = Literal["auto", "replicated", "sharded"]
+
+_FUNCTION = (Callable, "a function", "pass the function itself, as {}=made_of")
+_DICT = (Mapping, "a dict", "use a dict by name, as {}={{'image': ...}}")
+# What a field of a type may be given, in code and in words, and an example.
+_WANTED: dict[Any, tuple[Any, str, str]] = {
+    bool: (bool | np.bool_, "True or False", "use {}=True or leave it out"),
+    str | None: (str, "a text that is not empty", "use {}='...' or leave it out"),
+    Callable[..., Any] | None: _FUNCTION,
+    Callable[..., Any] | nnx.Module | None: _FUNCTION,
+    dict[str, Any] | None: _DICT,
+    Mapping[str, Any] | None: _DICT,
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,10 @@ class _Choice:
             value = getattr(self, required)
             if not isinstance(value, str) or not value:
                 raise self._refused(required, f"{required} is required.", f"pass {required}='...'")
+        for each in fields(self):
+            # None stands for what is absent, where that is the default.
+            if getattr(self, each.name) is not None or each.default is not None:
+                object.__setattr__(self, each.name, self._checked(each.name, each.type))
         if self.include_keys is not None and self.exclude_keys is not None:
             raise self._refused(
                 "include_keys", "both key filters are set.", "set include_keys or exclude_keys"
@@ -44,19 +63,13 @@ class _Choice:
             raise self._refused(
                 "try_gcs", "try_gcs and data_dir exclude each other.", "set only one of the two"
             )
-        if self.data_dir is not None and "://" in str(self.data_dir):
+        if self.data_dir is not None and "://" in self.data_dir:
             raise self._refused(
                 "data_dir",
                 "datasets are read from file systems only.",
                 "mount the store, or copy the dataset, and name that directory",
             )
-        for filtered in ("include_keys", "exclude_keys"):
-            keys = getattr(self, filtered)
-            if isinstance(keys, str):
-                raise self._refused(filtered, f"{filtered} is a set of names.", f"use {{{keys!r}}}")
-            if keys is not None:
-                object.__setattr__(self, filtered, frozenset(keys))
-        if self.stochastic and not self.stream_name:
+        if self.stochastic and self.stream_name is None:
             raise self._refused(
                 "stream_name",
                 "a stochastic source draws its seed from a stream.",
@@ -68,36 +81,35 @@ class _Choice:
                 "nothing is drawn from a stream.",
                 "set stochastic=True too, or leave stream_name out",
             )
-        if self.batch_stats_fn is not None and not callable(self.batch_stats_fn):
-            raise self._refused(
-                "batch_stats_fn",
-                "batch_stats_fn is called with a batch.",
-                "pass a function of a batch that returns a dict",
-            )
-        if self.precomputed_stats is not None and not isinstance(self.precomputed_stats, dict):
-            raise self._refused(
-                "precomputed_stats",
-                "statistics are a dict.",
-                "pass a dict, as {'mean': 0.5}",
-            )
 
-    def _check_by_feature(self, name: str) -> None:
+    def _checked(self, name: str, kind: Any) -> Any:
+        """The value of a field that is not absent, as the type of the field asks."""
         value = getattr(self, name)
-        if value is not None and not isinstance(value, Mapping):
-            raise self._refused(
-                name, f"{name} are given by feature.", f"use a dict, as {{'image': {value!r}}}"
-            )
-
-    def _check_count(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise self._refused(
-                name, f"{name} is an integer of at least {least}.", f"use {name}={least}"
-            )
-
-    def _check_one_of(self, name: str, choices: Any) -> None:
-        if getattr(self, name) not in get_args(choices):
-            raise self._refused(name, f"no such {name}.", f"one of {', '.join(get_args(choices))}")
+        if name == "seed":
+            return check_seed(value)
+        if name == "data_dir" and isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        if kind in (int, int | None):
+            least = 0 if name == "prefetch_buffer" else 1
+            if is_integer(value, least):
+                return int(value)
+            problem, fix = f"{name} is an integer of at least {least}.", f"use {name}={least}"
+        elif get_origin(kind) is Literal:
+            if isinstance(value, str) and value in get_args(kind):
+                return value
+            problem, fix = f"no such {name}.", f"one of {', '.join(get_args(kind))}"
+        elif kind == Set[str] | None:
+            listed = isinstance(value, Iterable) and not isinstance(value, str | bytes)
+            keys = list(value) if listed else [None]
+            if all(isinstance(key, str) and key for key in keys):
+                return frozenset(keys)
+            problem, fix = f"{name} is a set of names.", f"use {name}={{'image', 'label'}}"
+        else:
+            wanted, words, fix = _WANTED[kind]
+            if isinstance(value, wanted) and not (isinstance(value, str) and not value):
+                return bool(value) if kind is bool else value
+            problem, fix = f"{name} is {words}.", fix.format(name)
+        raise self._refused(name, problem, fix)
 
     def _refused(self, name: str, problem: str, fix: str) -> ValueError:
         return ValueError(
@@ -157,14 +169,6 @@ class TFDSEagerConfig(_Choice):
     map_fn: Callable[..., Any] | None = None
     decoders: Mapping[str, Any] | None = None
 
-    def __post_init__(self):
-        super().__post_init__()
-        object.__setattr__(self, "seed", check_seed(self.seed))
-        self._check_one_of("layout", Layout)
-        self._check_by_feature("decoders")
-        if self.beam_num_workers is not None:
-            self._check_count("beam_num_workers", 1)
-
     __hash__ = _Choice._hash
 
 
@@ -208,17 +212,6 @@ class TFDSStreamingConfig(_Choice):
     block_size: int = 8
     map_fn: Callable[..., Any] | None = None
     decoders: Mapping[str, Any] | None = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        object.__setattr__(self, "seed", check_seed(self.seed))
-        self._check_one_of("access", Access)
-        self._check_count("prefetch_buffer", 0)
-        self._check_count("block_size", 1)
-        self._check_count("shuffle_buffer_size", 1)
-        self._check_by_feature("decoders")
-        if self.beam_num_workers is not None:
-            self._check_count("beam_num_workers", 1)
 
     __hash__ = _Choice._hash
 

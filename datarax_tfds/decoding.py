@@ -200,11 +200,21 @@ class _Features:
             raise ValueError(
                 explain(
                     subject,
-                    f"decoders name {', '.join(map(repr, sorted(unknown)))}, which is not read.",
+                    f"decoders name {', '.join(sorted(map(repr, unknown)))}, which is not read.",
                     features=", ".join(sorted(read)),
                     fix="name features that are read in decoders",
                 )
             )
+        for key, decoder in decoders.items():
+            if not _is_decoder(decoder):
+                raise ValueError(
+                    explain(
+                        subject,
+                        f"the decoder of {key!r} is none of TFDS's.",
+                        decoder=type(decoder).__name__,
+                        fix="use tfds.decode.SkipDecoding(), or one of make_decoder",
+                    )
+                )
         columns = {key for key in read - decoders.keys() if _is_column(features[key])}
         self._tf = tf
         self._selected = selected
@@ -256,6 +266,15 @@ class _Features:
             return {name: grown(part, f"{path}/{name}") for name, part in feature.items()}
 
         return {name: grown(self._features[key], key) for name, key in self._selected.items()}
+
+
+def _is_decoder(value: Any) -> bool:
+    """Whether TFDS decodes a feature with it, or with a dict of such the parts of one."""
+    import tensorflow_datasets as tfds
+
+    if isinstance(value, Mapping):
+        return all(map(_is_decoder, value.values()))
+    return isinstance(value, tfds.decode.Decoder)
 
 
 def _leaves(features: Any, prefix: str = "") -> dict[str, Any]:

@@ -140,7 +140,17 @@ class RecordFiles:
                 if piece.path in self._open:
                     self._open.move_to_end(piece.path)
                     return self._open[piece.path]
-            file = self._open_file(piece.path)
+            try:
+                file = self._open_file(piece.path)
+            except PermissionError as error:
+                raise PermissionError(
+                    explain(
+                        str(piece.path),
+                        "this process may not read the file.",
+                        user=os.geteuid(),
+                        fix="change the owner or the mode of the file",
+                    )
+                ) from error
             if len(file) != piece.length:
                 raise DataLossError(
                     explain(

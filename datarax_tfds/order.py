@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from datarax_tfds.hashing import epoch_key
+from sharding.integers import is_integer
 from sharding.messages import explain
 
 # Changes whenever the same (length, seed, epoch) would give another permutation. It is saved
@@ -109,8 +110,7 @@ class Order:
 
 def check_seed(seed: int) -> int:
     """A seed as a plain integer; refuses one that is not an integer in `[0, 2**32)`."""
-    integer = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
-    if not integer or not 0 <= seed < 2**32:
+    if not is_integer(seed, 0) or seed >= 2**32:
         raise ValueError(
             explain(
                 "seed",

@@ -14,6 +14,7 @@ from flax import nnx
 from jax import lax
 from jax.sharding import NamedSharding
 
+from datarax_tfds.arguments import require_rngs
 from datarax_tfds.cursor import Cursor, Remainder, Schedule
 from datarax_tfds.opened import Records
 from datarax_tfds.prefetch import handed_out
@@ -22,6 +23,7 @@ from datarax_tfds.spec import require_arrays
 from datarax_tfds.stages import Batch, Stage, StageGraph, are_random, chain, graph_of, values_of
 from datarax_tfds.state import Identity, restored, saved
 from sharding import check_batch_size, on_mesh, take_rows
+from sharding.integers import is_integer
 from sharding.messages import explain
 
 MASK, NUMBER = "mask", "record_number"
@@ -60,6 +62,7 @@ class Pipeline(nnx.Module):
             of each record as stored, -1 for padding. It passes by the stages.
 
     Raises:
+        TypeError: A source, or a stage, that is none.
         ValueError: A batch size that does not divide over the mesh, records that cannot be rows of
             an array, `drop` with fewer records than one batch, or a feature that is itself named
             `mask` or `record_number` where that is added.
@@ -75,13 +78,24 @@ class Pipeline(nnx.Module):
         remainder: Remainder = "wrap",
         record_numbers: bool = False,
     ):
+        if not isinstance(source, Source):
+            raise TypeError(
+                explain(
+                    "Pipeline",
+                    "batches come from a source.",
+                    source=type(source).__name__,
+                    fix="pass a TFDSEagerSource or a TFDSStreamingSource, or use from_tfds",
+                )
+            )
+        require_rngs(rngs, "Pipeline")
+        graph = chain(stages)
         check_batch_size(batch_size, source.sharding)
         require_arrays(source.element_spec(), source.name)
         self.source = source
         self.stages = nnx.List(stages)
         self.batch_size = int(batch_size)
         self.rngs = rngs
-        self._link(chain(stages))
+        self._link(graph)
         self.schedule = Schedule(len(source), self.batch_size, remainder)
         self.record_numbers = record_numbers
         added = {MASK: remainder == "pad", NUMBER: record_numbers}
@@ -134,18 +148,19 @@ class Pipeline(nnx.Module):
             record_numbers: Likewise.
 
         Raises:
+            TypeError: As for `Pipeline`; and nodes or edges that are no dict.
             ValueError: As for `Pipeline`; and a name without a stage, a stage without edges, a
                 cycle, or a stage that the sink does not depend on.
         """
         graph, stages = graph_of(nodes, edges, sink)
         pipeline = cls(
             source=source,
-            stages=stages,
             batch_size=batch_size,
             rngs=rngs,
             remainder=remainder,
             record_numbers=record_numbers,
         )
+        pipeline.stages = nnx.List(stages)
         pipeline._link(graph)
         return pipeline
 
@@ -208,9 +223,20 @@ class Pipeline(nnx.Module):
 
         Raises:
             NotImplementedError: Of a stream.
+            TypeError: `step_fn` is no function, or `modules` no list.
             ValueError: `length` is not a positive integer.
         """
-        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+        if not callable(step_fn) or not isinstance(modules, list | tuple | nnx.List):
+            raise TypeError(
+                explain(
+                    "Pipeline.scan",
+                    "step_fn is a function, and modules are what it takes beside the batch.",
+                    step_fn=type(step_fn).__name__,
+                    modules=type(modules).__name__,
+                    fix="pass scan(step_fn, length=..., modules=(model, optimizer))",
+                )
+            )
+        if not is_integer(length, 1):
             raise ValueError(
                 explain(
                     "Pipeline.scan",

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 
 from datarax_tfds.cursor import Cursor
+from sharding.integers import is_integer
 from sharding.messages import explain
 
 
@@ -41,9 +42,10 @@ def prefetch_to_device(iterable: Iterable[Any], size: int = 2) -> Iterator[Any]:
         An iterator over the rest of the epoch, or over the iterable.
 
     Raises:
+        TypeError: `iterable` is none.
         ValueError: `size` is negative.
     """
-    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+    if not is_integer(size, 0):
         raise ValueError(
             explain(
                 "prefetch_to_device", "size is a number of batches.", size=repr(size), fix="0, 1, 2"
@@ -51,6 +53,15 @@ def prefetch_to_device(iterable: Iterable[Any], size: int = 2) -> Iterator[Any]:
         )
     if isinstance(iterable, Positioned):
         return handed_out(iterable, size)
+    if not isinstance(iterable, Iterable):
+        raise TypeError(
+            explain(
+                "prefetch_to_device",
+                "there is nothing to iterate over.",
+                iterable=type(iterable).__name__,
+                fix="pass a pipeline, a source, or an iterable of arrays",
+            )
+        )
     return _buffered(map(jax.device_put, iterable), size)
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import inspect
-import operator
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -15,6 +14,16 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 
+from datarax_tfds.arguments import (
+    numbers_of,
+    require_choice,
+    require_config,
+    require_names,
+    require_number,
+    require_positions,
+    require_record,
+    require_rngs,
+)
 from datarax_tfds.block_order import BlockOrder
 from datarax_tfds.config import AnyConfig
 from datarax_tfds.cursor import Cursor, Schedule
@@ -62,6 +71,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
         name: str | None = None,
         sharding: NamedSharding | None = None,
     ):
+        require_config(config, self._config_type, type(self).__name__)
         name = name or self._named(config)
         self.sharding = nnx.static(resolved_sharding(sharding, name))
         split = open_split(config)
@@ -98,6 +108,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
 
     def _configure(self, config: Config, rngs: nnx.Rngs | None, name: str) -> None:
         """Takes over all of a config that does not decide what is read, and how."""
+        require_rngs(rngs, name)
         self.config: Config = nnx.static(config)
         self.rngs = nnx.data(rngs)
         self.name = name
@@ -122,6 +133,8 @@ class Source(nnx.Module, Generic[Config, Opened]):
                 )
             )
         return int(key_word(self.rngs[self.stream_name]()))
+
+    _config_type: ClassVar[type]
 
     @abstractmethod
     def _opened(self, reader: RecordReader) -> Opened:
@@ -163,10 +176,11 @@ class Source(nnx.Module, Generic[Config, Opened]):
                 yield before, record, after
                 before = after
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
+    def __getitem__(self, number: Any) -> dict[str, Any]:
         """The record of a number, in stored order; negative ones count from the end."""
-        place = operator.index(number)
-        self._require(place, least=-self.length)
+        require_number(number, self.name)
+        place = int(number)
+        require_record(place, self.length, -self.length, self.name)
         return self.records.take_one(self._chosen(np.array([place % self.length])))
 
     def get_batch(self, batch_size: int, key: jax.Array | None = None) -> dict[str, Any]:
@@ -207,6 +221,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
             Arrays `[size, ...]`. O(size), whatever the length.
         """
         check_batch_size(size, self.sharding)
+        require_positions(start, size, key, self.name)
         if _traced(start, key):
             return self.records.take_within(self.record_indices_at(start, size, key))
         if key is None:
@@ -221,6 +236,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
         self, start: int | jax.Array, size: int, key: jax.Array | None = None
     ) -> jax.Array:
         """The numbers of the records that `get_batch_at` takes: `[size]` int32; traceable."""
+        require_positions(start, size, key, self.name)
         if _traced(start, key):
             _, numbers = self.positions.numbers_within(self.epoch.get_value(), start, size, key)
             return numbers
@@ -241,22 +257,13 @@ class Source(nnx.Module, Generic[Config, Opened]):
             TypeError: No list of integers.
             IndexError: A number that no record has.
         """
-        numbers: Any = indices if isinstance(indices, jax.Array) else np.asarray(indices)
-        if numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):
-            raise TypeError(
-                explain(
-                    self.name,
-                    "records are taken by a list of their numbers.",
-                    got=f"{numbers.dtype}{list(numbers.shape)}",
-                    fix="pass integers [n], as np.arange(8)",
-                )
-            )
+        numbers = numbers_of(indices, self.name)
         check_batch_size(len(numbers), self.sharding)
         if _traced(numbers):
             return self.records.take_within(numbers)
         numbers = np.asarray(numbers)
         for number in (numbers.min(), numbers.max()):
-            self._require(int(number), least=0)
+            require_record(int(number), self.length, 0, self.name)
         return self.records.take(self._chosen(numbers))
 
     def process(self, input: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: A002
@@ -272,7 +279,9 @@ class Source(nnx.Module, Generic[Config, Opened]):
                     fix="pass an integer or an array of integers",
                 )
             )
-        return self[input] if np.ndim(input) == 0 else self.get_records(input)
+        if isinstance(input, list | tuple) or np.ndim(input) > 0:
+            return self.get_records(input)
+        return self[input]
 
     def element_spec(self) -> dict[str, Any]:
         """One record as `jax.ShapeDtypeStruct`s, without a batch axis.
@@ -330,6 +339,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
 
     def set_random_order(self, enabled: bool) -> None:
         """Goes on from the same cursor, in random or in stored order."""
+        require_choice(enabled, self.name)
         self.positions = self._positions(enabled, self.positions.seed)
 
     @property
@@ -442,15 +452,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
             TypeError: `config` is that of another kind of source.
         """
         wanted = self.config if config is None else config
-        if type(wanted) is not type(self.config):
-            raise TypeError(
-                explain(
-                    self.name,
-                    f"a {type(self).__name__} has a {type(self.config).__name__}.",
-                    config=type(wanted).__name__,
-                    fix="build the other source from that config",
-                )
-            )
+        require_config(wanted, self._config_type, self.name)
         anew = rngs is not None and wanted.stochastic
         anew |= any(
             getattr(wanted, field) != getattr(self.config, field) for field in self._of_order
@@ -485,8 +487,10 @@ class Source(nnx.Module, Generic[Config, Opened]):
         """Refuses a list of streams without those that are required.
 
         Raises:
+            TypeError: No list of names.
             ValueError: One is missing; the message names it.
         """
+        require_names(stream_names, self.name)
         missing = set(self.requires_rng_streams() or ()) - set(stream_names)
         if missing:
             raise ValueError(
@@ -531,18 +535,6 @@ class Source(nnx.Module, Generic[Config, Opened]):
         return f"{self.name}: {self.length:,} records, {order}, at {self.cursor}"
 
     __str__ = __repr__
-
-    def _require(self, number: int, least: int) -> None:
-        if not least <= number < self.length:
-            raise IndexError(
-                explain(
-                    self.name,
-                    "there is no such record.",
-                    number=number,
-                    records=self.length,
-                    fix=f"use a number from {least} to {self.length - 1}",
-                )
-            )
 
     def _chosen(self, numbers: np.ndarray) -> Chosen:
         return self.positions.chosen(numbers, self.cursor.epoch)

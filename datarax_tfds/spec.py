@@ -186,7 +186,7 @@ def narrowed(column: np.ndarray, dtype: np.dtype, where: Callable[[int], str]) -
             explain(
                 where(int(place[0])),
                 f"the value does not fit {dtype}.",
-                value=column[place],
+                stored=column.dtype,
                 fix="turn on 64-bit types with jax.config.update('jax_enable_x64', True), or leave"
                 " the feature out with exclude_keys",
             )

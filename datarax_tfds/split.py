@@ -4,6 +4,7 @@ import dataclasses
 import fcntl
 import functools
 import hashlib
+import json
 import logging
 import os
 import platform
@@ -68,13 +69,13 @@ def open_split(config: AnyConfig) -> Split:
     if not _NAME.fullmatch(str(config.name)):
         raise ValueError(
             explain(
-                subject,
+                "name",
                 "this is not the name of a dataset.",
                 name=repr(config.name),
                 fix="use 'name', 'name/config' or 'name:1.2.3', and data_dir for a directory",
             )
         )
-    info = _builder(config).info
+    info = _info(config, subject)
     ranges = _ranges(info, str(config.split), subject)
     file_format = info.file_format.value
     formats = {"tfrecord": _tfrecord_opener(), "array_record": ArrayRecordFile}
@@ -103,6 +104,26 @@ def open_split(config: AnyConfig) -> Split:
     )
 
 
+def _info(config: AnyConfig, subject: str) -> Any:
+    """What TFDS knows of a prepared dataset; refuses metadata that are none."""
+    from google.protobuf import json_format
+    from tensorflow_datasets.core import dataset_info
+
+    unreadable = (json_format.ParseError, json.JSONDecodeError, dataset_info.DatasetInfoFileError)
+    try:
+        return _builder(config).info
+    except unreadable as error:
+        raise DataLossError(
+            explain(
+                subject,
+                "the metadata of the dataset cannot be read: dataset_info.json, features.json.",
+                searched=config.data_dir or "the default data_dir of TFDS",
+                error=error,
+                fix="restore these files, or remove the dataset and prepare it again",
+            )
+        ) from error
+
+
 def _check_empty_files(info: Any, names: set[str], open_file: Callable[[Path], RecordFile]) -> None:
     """Refuses files that hold records where the metadata promise none: they would be left out."""
     for name in sorted(names):
@@ -115,6 +136,7 @@ def _check_empty_files(info: Any, names: set[str], open_file: Callable[[Path], R
                         explain(
                             str(path),
                             f"the file holds {records} records, dataset_info.json says 0.",
+                            bytes=path.stat().st_size,
                             fix="remove the dataset and prepare it again",
                         )
                     )

@@ -45,12 +45,37 @@ class StageGraph:
         results: list[Batch] = []
         for place, (stage, takes) in enumerate(zip(stages, self.takes, strict=True)):
             inputs = [results[taken] for taken in takes] or [batch]
-            results.append(_applied(stage, self.names[place], place, inputs, keys))
+            result = _applied(stage, self.names[place], place, inputs, keys)
+            if not isinstance(result, Mapping):
+                raise TypeError(
+                    explain(
+                        self.names[place],
+                        "a stage returns a batch.",
+                        returned=type(result).__name__,
+                        fix="return a dict of arrays by name",
+                    )
+                )
+            results.append(result)
         return batch if self.sink is None else results[self.sink]
 
 
 def chain(stages: Sequence[Stage]) -> StageGraph:
-    """Each stage takes the result of the one before."""
+    """Each stage takes the result of the one before.
+
+    Raises:
+        TypeError: No list, or not of functions of one batch.
+    """
+    if not isinstance(stages, list | tuple | nnx.List):
+        raise TypeError(
+            explain(
+                "Pipeline",
+                "stages are a list.",
+                stages=type(stages).__name__,
+                fix="use stages=[stage]; from_dag takes a dict",
+            )
+        )
+    for place, stage in enumerate(stages):
+        _require_stage(stage, f"stages[{place}]", 1)
     places = range(len(stages))
     return StageGraph(
         names=tuple(f"stages[{place}]" for place in places),
@@ -71,10 +96,33 @@ def graph_of(
         sink: Whose result is handed out.
 
     Raises:
+        TypeError: No dicts and a name, or not of functions of as many batches.
         ValueError: A name without a stage, a stage without edges, a cycle, or a stage that the sink
             does not depend on.
     """
+    dicts = isinstance(nodes, Mapping) and isinstance(edges, Mapping)
+    if not dicts or not all(isinstance(name, str) for name in (sink, *nodes, *edges)):
+        raise TypeError(
+            explain(
+                "Pipeline.from_dag",
+                "nodes and edges are dicts by name, and sink is a name.",
+                nodes=type(nodes).__name__,
+                edges=type(edges).__name__,
+                sink=repr(sink),
+                fix="pass nodes={'a': stage}, edges={'a': []}, sink='a'",
+            )
+        )
     for name, takes in edges.items():
+        listed = isinstance(takes, list | tuple | str)
+        if not listed or not all(isinstance(taken, str) for taken in takes):
+            raise TypeError(
+                explain(
+                    "Pipeline.from_dag",
+                    f"the edges of {name!r} are a list of names.",
+                    edges=repr(takes),
+                    fix=f"use {name!r}: [], for the batch itself, or names of nodes",
+                )
+            )
         if isinstance(takes, str):
             problem = f"the edges of {name!r} are a list of names."
             raise _refused(problem, nodes, f"use {name!r}: [{takes!r}]")
@@ -102,6 +150,8 @@ def graph_of(
     if idle:
         problem = f"nothing takes the result of {', '.join(map(repr, idle))}."
         raise _refused(problem, nodes, f"leave it out, or connect it with {sink!r}")
+    for name in order:
+        _require_stage(nodes[name], name, max(1, len(edges[name])))
     places = {name: place for place, name in enumerate(order)}
     takes = tuple(tuple(places[taken] for taken in edges[name]) for name in order)
     return StageGraph(tuple(order), takes, places[sink]), [nodes[name] for name in order]
@@ -121,7 +171,25 @@ def values_of(state: nnx.State) -> list[Any]:
 
 
 def _refused(problem: str, nodes: Mapping[str, Stage], fix: str) -> ValueError:
-    return ValueError(explain("Pipeline.from_dag", problem, nodes=", ".join(nodes), fix=fix))
+    return ValueError(
+        explain("Pipeline.from_dag", problem, nodes=", ".join(nodes) or "none", fix=fix)
+    )
+
+
+def _require_stage(stage: Stage, name: str, batches: int) -> None:
+    """Refuses what cannot be called with so many batches."""
+    problem = f"a stage is a function of {'a batch' if batches == 1 else f'{batches} batches'}"
+    fix = "pass a function, or an NNX module with __call__, from batch to batch"
+    if not callable(stage):
+        raise TypeError(explain(name, f"{problem}.", stage=type(stage).__name__, fix=fix))
+    signature = _signature(stage)
+    keys = {_KEYS: None} if _takes_keys(stage) else {}
+    try:
+        signature.bind(*[None] * batches, **keys)
+    except TypeError as error:
+        raise TypeError(
+            explain(name, f"{problem}, and this one is not.", takes=signature, error=error, fix=fix)
+        ) from None
 
 
 def _applied(
@@ -182,7 +250,15 @@ def _record_by_record(stage: Stage, name: str, inputs: Sequence[Batch], keys: ja
 
 
 def _takes_keys(stage: Stage) -> bool:
-    return _KEYS in inspect.signature(stage).parameters
+    return _KEYS in _signature(stage).parameters
+
+
+def _signature(stage: Callable[..., Any]) -> inspect.Signature:
+    """Of a function; of a built-in one that does not tell, that of a stage."""
+    try:
+        return inspect.signature(stage)
+    except ValueError:
+        return inspect.Signature([inspect.Parameter("batches", inspect.Parameter.VAR_POSITIONAL)])
 
 
 def _has_streams(stage: Stage) -> bool:

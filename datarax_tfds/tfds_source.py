@@ -63,6 +63,7 @@ class TFDSEagerSource(Source[TFDSEagerConfig, EagerRecords]):
         """All records in stored order, `[N, ...]`: what `collect_to_array` returns."""
         return self.collect_to_array()
 
+    _config_type = TFDSEagerConfig
     # The rows are on the devices whether or not arrays made of them are kept.
     _not_of_reading = Source._not_of_reading | {"cacheable"}
 
@@ -110,6 +111,8 @@ class TFDSStreamingSource(Source[TFDSStreamingConfig, StreamingRecords]):
         DatasetNotFoundError: The dataset is not prepared and may not be.
         DataLossError: The files are not what their metadata say.
     """
+
+    _config_type = TFDSStreamingConfig
 
     def _opened(self, reader: RecordReader) -> StreamingRecords:
         checked = reader.files.check(jax.process_index(), jax.process_count())
@@ -180,7 +183,8 @@ def from_tfds(
             explain(
                 "from_tfds",
                 f"neither config has a field {unknown!r}.",
-                fix=f"use {near[0]}" if near else f"one of {', '.join(known)}",
+                fields=", ".join(known),
+                fix=f"use {near[0]}" if near else "use one of these, or leave it out",
             )
         )
 

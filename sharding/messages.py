@@ -18,5 +18,10 @@ def explain(subject: str, problem: str, *, fix: str, **facts: object) -> str:
     """
     rows = facts | {"fix": fix}
     width = max(map(len, rows)) + 1
-    lines = [f"  {name + ':':<{width}} {value}" for name, value in rows.items()]
+    # A value of several lines stays in its column.
+    column = "\n" + " " * (width + 3)
+    lines = [
+        f"  {name + ':':<{width}} {column.join(str(value).splitlines())}"
+        for name, value in rows.items()
+    ]
     return "\n".join([f"{subject}: {problem}", *lines])

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from sharding.integers import is_integer
 from sharding.messages import explain
 
 
@@ -57,10 +58,10 @@ def check_batch_size(batch_size: int, sharding: NamedSharding) -> None:
             message gives both and the nearest sizes that fit.
     """
     shards = row_shards(sharding)
-    integer = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool)
-    if integer and batch_size > 0 and batch_size % shards == 0:
+    positive = is_integer(batch_size, 1)
+    if positive and batch_size % shards == 0:
         return
-    below = batch_size // shards * shards if integer and batch_size > 0 else 0
+    below = batch_size // shards * shards if positive else 0
     nearest = [str(size) for size in (below, below + shards) if size > 0]
     raise ValueError(
         explain(
@@ -127,15 +128,37 @@ def global_batch(read: Callable[[slice], Any], batch_size: int, sharding: NamedS
         The structure that `read` returns, with `jax.Array` leaves `[batch_size, ...]`.
 
     Raises:
+        TypeError: `read` is no function.
         ValueError: `batch_size` is not a multiple of the number of row shards; the
-            message gives both and the nearest sizes that fit.
+            message gives both and the nearest sizes that fit. Or `read` returns another number of
+            rows than it was asked for.
     """
     check_batch_size(batch_size, sharding)
+    if not callable(read):
+        raise TypeError(
+            explain(
+                "global_batch",
+                "rows are read by a function.",
+                read=type(read).__name__,
+                fix="pass a function of a slice, as lambda rows: records[rows]",
+            )
+        )
     split = NamedSharding(sharding.mesh, PartitionSpec(row_axes(sharding)))
     pieces: list[list[jax.Array]] = []
     structure = None
     for (start, stop), devices in local_rows(sharding, batch_size).items():
-        leaves, structure = jax.tree.flatten(read(slice(start, stop)))
+        rows = read(slice(start, stop))
+        leaves, structure = jax.tree.flatten(rows)
+        if not leaves or any(np.shape(leaf)[:1] != (stop - start,) for leaf in leaves):
+            raise ValueError(
+                explain(
+                    "global_batch",
+                    "read returns other rows than those of its slice.",
+                    rows=f"[{start}, {stop})",
+                    returned=jax.tree.map(np.shape, rows),
+                    fix=f"return arrays [{stop - start}, ...] for this slice",
+                )
+            )
         # All leaves in one call: it costs 0.1 ms, however many they are.
         pieces += [jax.device_put(leaves, device) for device in devices]
     assert structure is not None

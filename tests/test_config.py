@@ -45,7 +45,7 @@ def test_a_config_that_cannot_be_is_refused(fields, message):
         (GOOD | {"shuffle_buffer_size": 0}, "an integer of at least 1"),
         (GOOD | {"block_size": "8"}, "an integer of at least 1"),
         (GOOD | {"beam_num_workers": 0}, "an integer of at least 1"),
-        (GOOD | {"decoders": "SkipDecoding"}, "given by feature"),
+        (GOOD | {"decoders": "SkipDecoding"}, "decoders is a dict"),
     ],
 )
 def test_a_streaming_config_that_cannot_be_is_refused(fields, message):

@@ -20,6 +20,7 @@ LAYERS = [
     "sharding.agreement",
     "sharding.watch",
     "sharding.preemption",
+    "sharding.integers",
     "sharding.meshes",
     "sharding.placement",
     "sharding.gathers",
@@ -53,6 +54,7 @@ LAYERS = [
     "datarax_tfds.record_cache",
     "datarax_tfds.streaming_records",
     "datarax_tfds.prefetch",
+    "datarax_tfds.arguments",
     "datarax_tfds.operation_counts",
     "datarax_tfds.statistics",
     "datarax_tfds.source",
@@ -131,7 +133,26 @@ def test_every_error_says_what_where_and_how_to_fix_it(path):
         if isinstance(node, ast.FunctionDef) and "explain(" in ast.unparse(node)
     }
     for node in ast.walk(tree):
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+        if isinstance(node, ast.Raise) and node.exc is not None:
             raised = ast.unparse(node.exc)
-            maker = ast.unparse(node.exc.func).removeprefix("self.")
-            assert "explain(" in raised or maker in wording, f"line {node.lineno}: {raised}"
+            where = f"line {node.lineno}: {raised}"
+            if isinstance(node.exc, ast.Call):
+                maker = ast.unparse(node.exc.func).removeprefix("self.")
+                assert "explain(" in raised or maker in wording, where
+            else:  # an error that was caught or made elsewhere, and no bare class
+                assert isinstance(node.exc, ast.Name), where
+                assert node.exc.id.islower(), where
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_every_message_is_a_sentence_with_the_values_that_show_it(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "explain":
+            said = ast.unparse(node)
+            named = {keyword.arg for keyword in node.keywords}
+            assert "fix" in named, said
+            assert len(named) > 1, f"no value beside the fix: {said}"
+            _, problem = node.args
+            parts = problem.values if isinstance(problem, ast.JoinedStr) else [problem]
+            if isinstance(parts[-1], ast.Constant):
+                assert parts[-1].value.endswith("."), said

@@ -1,0 +1,263 @@
+"""Configs, names and splits that cannot be: refused by name, before a record is read."""
+
+import re
+from datetime import date
+from decimal import Decimal
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from refusals import refused
+
+from datarax_tfds import (
+    DatasetNotFoundError,
+    TFDSEagerConfig,
+    TFDSEagerSource,
+    TFDSStreamingConfig,
+    TFDSStreamingSource,
+    from_tfds,
+)
+from datarax_tfds.split import open_split
+
+GOOD = {"name": "tiny", "split": "train"}
+
+FLAGS = ("cacheable", "stochastic", "try_gcs", "shuffle", "as_supervised", "local_files_only")
+FUNCTIONS = ("batch_stats_fn", "map_fn")
+DICTS = ("precomputed_stats", "download_and_prepare_kwargs", "decoders")
+KEYS = ("include_keys", "exclude_keys")
+
+# Fields of both configs: the field, its value, and what is said of it.
+FIELDS = [
+    *[(name, value, f"{name} is required") for name in ("name", "split")
+      for value in (None, "", 7, b"tiny", ["tiny"], {"tiny"}, True)],
+    *[(name, value, f"{name} is True or False") for name in FLAGS
+      for value in ("no", 0, None)],
+    *[("seed", value, r"\[0, 2\*\*32\)")
+      for value in (-1, 2**32, 2**63, 10**100, 1.5, 7.0, True, None, "7", [7], np.float64(7),
+                    np.int64(-1), np.bool_(True), float("nan"), Decimal(7), date(2024, 1, 1),
+                    jnp.int32(7))],
+    *[("shuffle_buffer_size", value, "is an integer of at least 1")
+      for value in (0, -1, 10.0, "1000", True, None, np.float32(8))],
+    *[("beam_num_workers", value, "is an integer of at least 1")
+      for value in (0, -4, 1.0, "4", False, [4])],
+    *[(name, value, f"{name} is a function") for name in FUNCTIONS
+      for value in (3, "normalize", {"image": len}, [len])],
+    *[(name, value, f"{name} is a dict") for name in DICTS
+      for value in (3, "image", ["image"], [("image", 1)], len)],
+    *[(name, value, f"{name} is a set of names") for name in KEYS
+      for value in ("image", b"image", 3, {1}, [["image"]], {""}, [None], True)],
+    *[("stream_name", value, "stream_name is a text") for value in (7, "", b"shuffle", ["a"])],
+    *[("data_dir", value, "data_dir is a text") for value in (7, "", b"/data", ["/data"], True)],
+    *[("data_dir", value, "from file systems only")
+      for value in ("gs://bucket/data", "s3://bucket", "https://a.org/b", "hdfs://a/b")],
+]  # fmt: skip
+
+# What goes wrong only together.
+TOGETHER = [
+    ({"include_keys": {"a"}, "exclude_keys": {"b"}}, "both key filters are set"),
+    ({"include_keys": set(), "exclude_keys": set()}, "both key filters are set"),
+    ({"try_gcs": True, "data_dir": "here"}, "exclude each other"),
+    ({"stochastic": True}, "draws its seed from a stream"),
+    ({"stream_name": "shuffle"}, "nothing is drawn from a stream"),
+]
+
+EAGER_FIELDS = [
+    ("layout", value, "no such layout")
+    for value in ("split", "", "Auto", None, 1, ["sharded"], ("auto", "sharded"))
+]
+
+STREAMING_FIELDS = [
+    *[("access", value, "no such access")
+      for value in ("blocks", "", "RANDOM", None, 0, ["random"])],
+    *[("prefetch_buffer", value, "is an integer of at least 0")
+      for value in (-1, 1.5, True, "2", None, np.float64(2), -np.int64(1), float("inf"))],
+    *[("block_size", value, "is an integer of at least 1")
+      for value in (0, -8, 8.0, "8", True, None, [8])],
+]  # fmt: skip
+
+UNKNOWN_FIELDS = [
+    ({"shufle": True}, "neither config has a field 'shufle'.*fix: +use shuffle"),
+    ({"batch_size": 32}, "neither config has a field 'batch_size'"),
+    ({"prefetch": 2}, "neither config has a field 'prefetch'.*fix: +use prefetch_buffer"),
+    ({"download": True}, "neither config has a field 'download'"),
+    ({"Seed": 1}, "neither config has a field 'Seed'.*fix: +use seed"),
+]
+
+# Beside a path or an argument in place of a name: `tests/test_split.py`.
+NAMES = [
+    "../tiny", "/tiny", "a/../b", "tiny/", "tiny ", " tiny", "tiny\n", "a b", ".", "..", "~",
+    "huggingface:mnist/x/y", "kaggle:a:b", "tiny:1.0.0:2", "tiny/config/more", "tiny(split=1)",
+    "tiny/a=1,b=2", "tïny", "tiny\x00", "tiny;ls", "$HOME", "tiny:", "*",
+]  # fmt: skip
+
+UNKNOWN_NAMES = ["tinny", "tiny:9.9.9", "tiny/other", "tiny_", "tiny:*.9.*"]
+
+SPLITS = [
+    *[(split, "no such split") for split in
+      ("valid", "Train", "train[", "train]", "train[:x]", "train[1:2:3]", "train[5]", "[:5]",
+       "train,test", "train test", "train++test", "+train", "train-test", "train[:10%%]",
+       "train[:101%]", "train[200%:]", "train[-101%:]", "train[:5.5]", "train()", " ", "all/train",
+       "train[:5]]", "train/../test", "TRAIN[:5]")],
+    *[(split, "no records") for split in
+      ("train[:0]", "train[50:50]", "train[97:]", "train[:0%]", "train[60:50]",
+       "train[:0]+test[:0]")],
+    *[(split, "overlap") for split in
+      ("train+train", "train[:5]+train[4:]", "train[:50%]+train[40%:]",
+       "train[10:20]+test+train[:11]")],
+]  # fmt: skip
+
+FEATURES = [
+    ("tiny", {"include_keys": {"imge"}}, "no feature 'imge'"),
+    ("tiny", {"exclude_keys": {"imge", "lable"}}, "no feature 'imge', 'lable'"),
+    ("tiny", {"include_keys": {"Image"}}, "no feature 'Image'"),
+    ("dtypes", {"include_keys": {"nested/a"}}, "no feature 'nested/a'"),
+    ("tiny", {"include_keys": set()}, "leaves no feature"),
+    ("tiny", {"exclude_keys": {"id", "image", "label"}}, "leaves no feature"),
+    ("tiny", {"as_supervised": True}, "input and a target"),
+    ("pair", {"as_supervised": True, "include_keys": {"input"}}, "input and a target"),
+    ("tiny", {"decoders": {"imge": None}}, "decoders name 'imge'"),
+    ("tiny", {"decoders": {"image": None}, "include_keys": {"id"}}, "decoders name 'image'"),
+    ("tiny", {"decoders": {"image": 5}}, "decoder of 'image'"),
+    ("tiny", {"decoders": {"image": "SkipDecoding"}}, "decoder of 'image'"),
+    ("tiny", {"decoders": {"image": lambda record: record}}, "decoder of 'image'"),
+    ("tiny", {"decoders": {1: None, "x": None}}, "decoders name"),
+    ("tiny", {"map_fn": lambda: None}, "cannot trace map_fn"),
+    ("tiny", {"map_fn": lambda record, seed, more: record}, "cannot trace map_fn"),
+    ("tiny", {"map_fn": lambda *, record: record}, "cannot trace map_fn"),
+    ("tiny", {"map_fn": lambda record: record["imge"]}, "cannot trace map_fn.*'imge'"),
+    ("tiny", {"map_fn": lambda record: record["id"]}, "no dict of tensors"),
+    ("tiny", {"map_fn": lambda record: None}, "no dict of tensors"),
+    ("tiny", {"map_fn": lambda record: {}}, "no dict of tensors"),
+    ("tiny", {"map_fn": lambda record: {"id": None}}, "no dict of tensors"),
+    ("tiny", {"map_fn": lambda record: [record["id"]]}, "no dict of tensors"),
+    ("tiny", {"map_fn": print}, "cannot trace map_fn|no dict of tensors"),
+    ("tiny", {"map_fn": dict.fromkeys}, "cannot trace map_fn|no dict of tensors"),
+]
+
+CONFIGS_OF_A_SOURCE = [
+    ("tiny", "str"),
+    (None, "NoneType"),
+    ({"name": "tiny", "split": "train"}, "dict"),
+    (TFDSEagerConfig, "type"),
+]
+
+RNGS = [7, "order", {"order": 0}, True]
+
+CASES = [
+    FIELDS, TOGETHER, EAGER_FIELDS, STREAMING_FIELDS, UNKNOWN_FIELDS, NAMES, UNKNOWN_NAMES, SPLITS,
+    FEATURES, CONFIGS_OF_A_SOURCE, RNGS,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [TFDSEagerConfig, TFDSStreamingConfig])
+@pytest.mark.parametrize(("name", "value", "message"), FIELDS)
+def test_a_value_that_no_field_can_have_is_refused(config, name, value, message):
+    with refused(ValueError, rf"^({config.__name__}|seed): .*{message}.*fix:"):
+        config(**GOOD | {name: value})
+
+
+@pytest.mark.parametrize("config", [TFDSEagerConfig, TFDSStreamingConfig])
+@pytest.mark.parametrize(("fields", "message"), TOGETHER)
+def test_fields_that_exclude_each_other_are_refused(config, fields, message):
+    with refused(ValueError, rf"^{config.__name__}: .*{message}"):
+        config(**GOOD | fields)
+
+
+@pytest.mark.parametrize(("name", "value", "message"), EAGER_FIELDS)
+def test_a_field_of_the_eager_config_is_refused(name, value, message):
+    with refused(ValueError, rf"^TFDSEagerConfig: {message}.*{name}: +{re.escape(repr(value))}"):
+        TFDSEagerConfig(**GOOD | {name: value})
+
+
+@pytest.mark.parametrize(("name", "value", "message"), STREAMING_FIELDS)
+def test_a_field_of_the_streaming_config_is_refused(name, value, message):
+    with refused(ValueError, rf"^TFDSStreamingConfig: {name} {message}|: {message}"):
+        TFDSStreamingConfig(**GOOD | {name: value})
+
+
+@pytest.mark.parametrize(("fields", "message"), UNKNOWN_FIELDS)
+def test_an_unknown_field_is_refused_with_the_nearest(fields, message):
+    with refused(TypeError, f"^from_tfds: {message}"):
+        from_tfds(**GOOD, **fields)
+
+
+def test_integers_and_flags_of_numpy_are_those_of_python():
+    config = TFDSStreamingConfig(
+        **GOOD,
+        shuffle=np.bool_(True),
+        seed=np.uint32(7),
+        prefetch_buffer=np.int64(0),
+        block_size=np.uint8(4),
+        shuffle_buffer_size=np.int16(64),
+        beam_num_workers=np.int32(2),
+    )
+    same = TFDSStreamingConfig(
+        **GOOD, shuffle=True, seed=7, prefetch_buffer=0, block_size=4, shuffle_buffer_size=64,
+        beam_num_workers=2,
+    )  # fmt: skip
+    assert config == same
+    assert type(config.shuffle) is bool
+    assert {type(config.prefetch_buffer), type(config.block_size)} == {int}
+
+
+def test_a_path_is_a_data_dir(tmp_path):
+    assert TFDSEagerConfig(**GOOD, data_dir=tmp_path).data_dir == str(tmp_path)
+
+
+def opened(data_dir, **fields):
+    return open_split(
+        TFDSEagerConfig(**GOOD | {"data_dir": str(data_dir), "local_files_only": True} | fields)
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_that_is_none_is_refused(data_dir, name):
+    with refused(ValueError, "not the name of a dataset.*name: .*fix:"):
+        opened(data_dir, name=name)
+
+
+@pytest.mark.parametrize("name", UNKNOWN_NAMES)
+def test_a_dataset_that_is_not_there_is_refused_with_where_it_was_looked_for(data_dir, name):
+    with refused(DatasetNotFoundError, f"not prepared.*searched: +{data_dir}.*fix:"):
+        opened(data_dir, name=name)
+
+
+@pytest.mark.parametrize(("split", "message"), SPLITS)
+def test_a_split_that_is_none_is_refused(data_dir, split, message):
+    with refused(ValueError, rf"^tiny:.*{message}.*split: +{re.escape(repr(split))}"):
+        opened(data_dir, split=split)
+
+
+@pytest.mark.parametrize(("name", "fields", "message"), FEATURES)
+def test_features_decoders_and_functions_that_do_not_fit_are_refused(
+    data_dir, name, fields, message
+):
+    with refused(ValueError, message):
+        TFDSStreamingSource(
+            TFDSStreamingConfig(name=name, split="train", data_dir=data_dir, **fields)
+        )
+
+
+@pytest.mark.parametrize("source", [TFDSEagerSource, TFDSStreamingSource])
+@pytest.mark.parametrize(("config", "kind"), CONFIGS_OF_A_SOURCE)
+def test_a_source_is_built_from_its_own_config(source, config, kind):
+    with refused(TypeError, f"^{source.__name__}: .*config: +{kind}"):
+        source(config)
+
+
+def test_a_source_refuses_the_config_of_the_other():
+    with refused(TypeError, "config: +TFDSEagerConfig"):
+        TFDSStreamingSource(TFDSEagerConfig(**GOOD))
+    with refused(TypeError, "config: +TFDSStreamingConfig"):
+        TFDSEagerSource(TFDSStreamingConfig(**GOOD))
+
+
+@pytest.mark.parametrize("rngs", RNGS)
+def test_streams_that_are_none_are_refused(data_dir, rngs):
+    config = TFDSEagerConfig(
+        **GOOD, data_dir=data_dir, stochastic=True, stream_name="order", shuffle=True
+    )
+    assert TFDSEagerSource(config, rngs=nnx.Rngs(order=0)).is_random_order
+    with refused(TypeError, r"rngs.*nnx\.Rngs"):
+        TFDSEagerSource(config, rngs=rngs)
