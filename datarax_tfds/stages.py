@@ -17,6 +17,7 @@ Batch = dict[str, Any]
 Stage = Callable[..., Batch]
 
 _KEYS = "keys"  # the parameter by which a stage asks for a key for each record
+_BATCHES = inspect.Parameter("batches", inspect.Parameter.VAR_POSITIONAL)
 
 
 @dataclass(frozen=True)
@@ -258,7 +259,7 @@ def _signature(stage: Callable[..., Any]) -> inspect.Signature:
     try:
         return inspect.signature(stage)
     except ValueError:
-        return inspect.signature(lambda *batches: ...)
+        return inspect.Signature([_BATCHES])
 
 
 def _has_streams(stage: Stage) -> bool:
