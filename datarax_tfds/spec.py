@@ -186,9 +186,9 @@ def narrowed(column: np.ndarray, dtype: np.dtype, where: Callable[[int], str]) -
             explain(
                 where(int(place[0])),
                 f"the value does not fit {dtype}.",
-                stored=column.dtype,
-                fix="turn on 64-bit types with jax.config.update('jax_enable_x64', True), or leave"
-                " the feature out with exclude_keys",
+                value=f"{column[place]!s} ({column.dtype})",
+                fix="turn on 64-bit types with jax.config.update('jax_enable_x64', True), cast it in"
+                " map_fn, or leave the feature out with exclude_keys",
             )
         )
     return result
