@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 import jax
 import jax.core
@@ -18,7 +18,7 @@ from datarax_tfds.arguments import require_rngs
 from datarax_tfds.cursor import Cursor, Remainder, Schedule
 from datarax_tfds.opened import Records
 from datarax_tfds.prefetch import handed_out
-from datarax_tfds.source import Source, constructor_signature
+from datarax_tfds.source import Source, constructor_signature, refuse_pickling
 from datarax_tfds.spec import require_arrays
 from datarax_tfds.stages import Batch, Stage, StageGraph, are_random, chain, graph_of, values_of
 from datarax_tfds.state import Identity, restored, saved
@@ -313,6 +313,9 @@ class Pipeline(nnx.Module):
         cursor = restored(state, self.identity, f"Pipeline of {self.source.name}")
         self.source.agree("Pipeline.set_state", dataclasses.asdict(cursor))
         self.source.jump_to(cursor)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        refuse_pickling(f"Pipeline of {self.source.name}")
 
     def _batch(self, cursor: Cursor) -> Batch:
         records = self.source.records

@@ -5,7 +5,7 @@ import hashlib
 import inspect
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, NoReturn, Self, TypeVar
 
 import jax
 import jax.core
@@ -536,8 +536,22 @@ class Source(nnx.Module, Generic[Config, Opened]):
 
     __str__ = __repr__
 
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        refuse_pickling(self.name)
+
     def _chosen(self, numbers: np.ndarray) -> Chosen:
         return self.positions.chosen(numbers, self.cursor.epoch)
+
+
+def refuse_pickling(subject: str) -> NoReturn:
+    """Refuses to be moved to another process as a whole."""
+    raise TypeError(
+        explain(
+            subject,
+            "it cannot be pickled: it holds devices, threads and files of this process.",
+            fix="build it there from its config, and pass get_state() to set_state()",
+        )
+    )
 
 
 def constructor_signature(cls: type) -> inspect.Signature:

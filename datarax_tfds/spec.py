@@ -187,8 +187,8 @@ def narrowed(column: np.ndarray, dtype: np.dtype, where: Callable[[int], str]) -
                 where(int(place[0])),
                 f"the value does not fit {dtype}.",
                 value=f"{column[place]!s} ({column.dtype})",
-                fix="turn on 64-bit types with jax.config.update('jax_enable_x64', True), cast it in"
-                " map_fn, or leave the feature out with exclude_keys",
+                fix="turn on 64-bit types with jax.config.update('jax_enable_x64', True), cast it"
+                " in map_fn, or leave the feature out with exclude_keys",
             )
         )
     return result

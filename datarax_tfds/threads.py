@@ -7,6 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from sharding.messages import explain
+
 
 def decoding_threads() -> int:
     """One more than cores: while it reads, they all decode (on two cores 1.0 s against 1.2 s for
@@ -28,9 +30,23 @@ class DecodingPool:
         self._executor = ThreadPoolExecutor(self._idle, thread_name_prefix="datarax_tfds")
         self._waiting: deque[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = deque()
         self._lock = threading.Lock()
+        self._process = os.getpid()
 
     def submit(self, work: Callable[..., Any], *args: Any) -> Future[Any]:
-        """Runs `work(*args)` after what was submitted before; its result is the future's."""
+        """Runs `work(*args)` after what was submitted before; its result is the future's.
+
+        Raises:
+            RuntimeError: In a fork of the process, which has none of its threads.
+        """
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                explain(
+                    "a streaming source",
+                    "it was opened in a process of which this one is a fork.",
+                    process=f"{os.getpid()}, opened in {self._process}",
+                    fix="start processes with the method spawn of multiprocessing, and open it there",
+                )
+            )
         future: Future[Any] = Future()
         with self._lock:
             self._waiting.append((future, work, args))

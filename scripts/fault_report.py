@@ -25,9 +25,12 @@ TESTS = [
     "test_agreement.py",
     "test_preparing.py",
     "test_bad_configs.py",
+    "test_bad_calls.py",
     "test_bad_states.py",
     "test_bad_files.py",
+    "test_bad_inputs.py",
     "test_trust.py",
+    "test_environment.py",
 ]
 
 

@@ -57,7 +57,7 @@ def test_an_integer_that_would_wrap_is_refused(data_dir):
         OverflowError,
         match=r"record 0 of \S+text-train\S+ \(.+\), feature 'wide': the value does not"
         r" fit int32(.|\n)*"
-        r"stored: +int64(.|\n)*fix:(.|\n)*jax_enable_x64(.|\n)*exclude_keys",
+        r"value: +-?\d+ \(int64\)(.|\n)*fix:(.|\n)*jax_enable_x64(.|\n)*map_fn(.|\n)*exclude_keys",
     ):
         TFDSEagerSource(config(data_dir, "text", include_keys={"wide", "label"}))
 

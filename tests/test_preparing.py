@@ -1,0 +1,82 @@
+"""A dataset that is missing is prepared by one process; who dies on the way is made up for."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from datarax_tfds import DatasetNotFoundError, TFDSEagerConfig, WaitTimeoutError
+from datarax_tfds.split import _only_preparer, open_split
+
+WORKER = Path(__file__).parent / "workers" / "prepare.py"
+
+
+def start(directory, sleep_s=0.0):
+    command = [sys.executable, WORKER, directory / "data", directory / "notes", sleep_s]
+    return subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def ended(process):
+    """What it printed, of which the last line is the fingerprint."""
+    try:
+        out, errors = process.communicate(timeout=150)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors[-3000:]
+    return out.splitlines()[-1], errors
+
+
+def makers(directory):
+    return set((directory / "notes").read_text().split())
+
+
+def test_of_four_processes_one_prepares(tmp_path, figure, full):
+    rounds = 20 if full else 1
+    for number in range(rounds):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        processes = [start(directory, 0.5) for _ in range(4)]
+        found = {ended(process)[0] for process in processes}
+        assert len(found) == 1
+        assert len(makers(directory)) == 1
+        assert not list((directory / "data").rglob("incomplete*"))
+    figure("4 processes prepare the same dataset at once", f"{rounds} of {rounds} rounds", "all")
+
+
+def test_a_preparer_that_dies_half_way_is_made_up_for(tmp_path):
+    dying = start(tmp_path, 100.0)
+    deadline = time.monotonic() + 100
+    while not (tmp_path / "notes").exists():
+        assert dying.poll() is None, dying.communicate()[1][-2000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    waiting = start(tmp_path)
+    time.sleep(1)
+    dying.send_signal(signal.SIGKILL)
+    dying.communicate()
+    _, errors = ended(waiting)
+    assert makers(tmp_path) == {str(dying.pid), str(waiting.pid)}
+    assert "was left half prepared" in errors
+
+
+def test_who_waits_too_long_is_told_for_whom(tmp_path):
+    prepared = tmp_path / "name" / "1.0.0"
+    with (
+        _only_preparer(prepared, "one"),
+        pytest.raises(WaitTimeoutError, match=rf"holder: +process {os.getpid()} on (.|\n)*fix:"),
+        _only_preparer(prepared, "another", timeout_s=0.5),
+    ):
+        pass
+    with _only_preparer(prepared, "later", timeout_s=0.5):
+        pass
+
+
+def test_where_nothing_can_be_written_the_remedy_is_told():
+    with pytest.raises(DatasetNotFoundError, match=r"cannot be: nothing can be(.|\n)*data_dir"):
+        open_split(TFDSEagerConfig(name="mnist", split="train", data_dir="/proc/data"))
