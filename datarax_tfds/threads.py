@@ -44,7 +44,7 @@ class DecodingPool:
                     "a streaming source",
                     "it was opened in a process of which this one is a fork.",
                     process=f"{os.getpid()}, opened in {self._process}",
-                    fix="start processes with the method spawn of multiprocessing, and open it there",
+                    fix="let multiprocessing start processes by spawn, and open it there",
                 )
             )
         future: Future[Any] = Future()

