@@ -185,6 +185,7 @@ def _opened(prepared: Path) -> Any:
     """The builder of a prepared version, once it is known to name no code and no other files."""
     import tensorflow_datasets as tfds
 
+    require_inside(prepared, ())
     require_known_features(prepared)
     builder = tfds.builder_from_directory(prepared)
     for split in builder.info.splits.values():

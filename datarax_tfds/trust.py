@@ -12,7 +12,7 @@ from sharding.messages import explain
 
 # TFDS imports the module of any class that features.json names. Its own are safe to import.
 _OF_TFDS = re.compile(r"tensorflow_datasets\.core\.features(\.\w+)+", re.ASCII)
-_NAMES = ("pythonClassName", "type")
+_NAMES = ("pythonClassName", "python_class_name", "type")  # protobuf has two spellings for JSON
 
 
 def require_known_features(dataset: Path) -> None:
@@ -53,11 +53,24 @@ def require_known_features(dataset: Path) -> None:
 
 
 def require_inside(dataset: Path, files: Iterable[Path]) -> None:
-    """Refuses metadata that name files elsewhere.
+    """Refuses metadata that name files elsewhere, or are elsewhere.
+
+    Files of records may be links: what is in them is only decoded.
 
     Raises:
         TrustError: A file that is not in the directory of the dataset.
     """
+    metadata = [file for kind in ("*.json", "*.txt") for file in dataset.glob(kind)]
+    links = [file for file in metadata if file.resolve().parent != dataset.resolve()]
+    if links or ".." in dataset.parts:
+        raise TrustError(
+            explain(
+                str(dataset),
+                "metadata of the dataset are elsewhere.",
+                file=links[0] if links else dataset,
+                fix="copy the files in place of links (cp -L), and name the directory itself",
+            )
+        )
     for file in files:
         if file.parent != dataset or file.name in ("", ".", ".."):
             raise TrustError(
@@ -81,3 +94,10 @@ def _class_names(node: Any) -> Iterator[str]:
     elif isinstance(node, list):
         for value in node:
             yield from _class_names(value)
+    elif isinstance(node, str) and node.lstrip()[:1] in ("{", "["):
+        # JSON within JSON is how some features keep theirs.
+        try:
+            within = json.loads(node)
+        except ValueError:
+            return  # a text that only begins so
+        yield from _class_names(within)

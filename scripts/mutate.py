@@ -119,16 +119,16 @@ def run(path: Path, source: str, tests: list[str]) -> bool:
     if child == 0:
         load = importlib.machinery.SourceFileLoader.get_code
 
-        def mutated(self: Any, name: str) -> Any:
+        def mutated(self: Any, fullname: str) -> Any:
             if self.path == str(path):
                 return compile(source, str(path), "exec")
-            return load(self, name)
+            return load(self, fullname)
 
         importlib.machinery.SourceFileLoader.get_code = mutated
         silent = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silent, 1)
         os.dup2(silent, 2)
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:timeout", "-o", "addopts="]
+        options = ["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", "-o", "addopts="]
         os._exit(pytest.main([*options, "-o", "timeout=0", *(f"tests/{test}" for test in tests)]))
     deadline = time.monotonic() + LIMIT_S
     while time.monotonic() < deadline:

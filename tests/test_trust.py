@@ -72,7 +72,7 @@ CLASSES = [
 
 
 @pytest.mark.parametrize("name", CLASSES)
-@pytest.mark.parametrize("where", ["top", "nested", "legacy"])
+@pytest.mark.parametrize("where", ["top", "nested", "legacy", "other spelling", "within text"])
 def test_a_class_that_features_name_is_not_imported(dataset, marker, name, where):
     def change(features):
         if where == "top":
@@ -80,6 +80,13 @@ def test_a_class_that_features_name_is_not_imported(dataset, marker, name, where
         elif where == "nested":
             inner = next(iter(features["featuresDict"]["features"].values()))
             inner["pythonClassName"] = name
+        elif where == "other spelling":
+            features["python_class_name"] = features.pop("pythonClassName")
+            inner = next(iter(features["featuresDict"]["features"].values()))
+            inner["python_class_name"] = name
+        elif where == "within text":
+            inner = next(iter(features["featuresDict"]["features"].values()))
+            inner["jsonFeature"] = {"json": json.dumps({"pythonClassName": name})}
         else:
             features.clear()
             features |= {"type": name, "content": {}}
@@ -129,6 +136,28 @@ def test_files_outside_of_the_dataset_are_refused(dataset, template):
     # Named, or not found: TFDS makes some of them harmless itself.
     with pytest.raises((TrustError, DataLossError), match=r"(.|\n)*fix:"):
         opened(dataset)
+
+
+@pytest.mark.parametrize("name", ["features.json", "dataset_info.json", "label.labels.txt"])
+def test_metadata_that_are_links_elsewhere_are_refused(dataset, tmp_path, name):
+    """A file of labels would show what it links to."""
+    outside = tmp_path / name
+    if (dataset / name).exists():
+        shutil.move(dataset / name, outside)
+    else:
+        outside.write_text("0\n1\n2\n3\n4\n5\n6\n")
+    (dataset / name).symlink_to(outside)
+    with pytest.raises(TrustError, match=r"are elsewhere(.|\n)*fix:"):
+        opened(dataset)
+
+
+def test_a_default_config_leads_nowhere_else(dataset, tmp_path):
+    shutil.move(dataset, tmp_path / "data" / "outside" / "1.0.0")
+    folder = dataset.parent / ".config"
+    folder.mkdir(parents=True)
+    (folder / "metadata.json").write_text('{"default_config_name": "../outside"}')
+    with pytest.raises((TrustError, FileNotFoundError), match=r"fix:"):
+        opened(dataset, local_files_only=True)
 
 
 @pytest.mark.parametrize(
