@@ -23,6 +23,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="test faults at length: minutes")
 
 
+# They start processes of their own: two at a time would be slower than one after the other.
+OF_PROCESSES = {
+    "test_agreement",
+    "test_elastic",
+    "test_environment",
+    "test_launch_local",
+    "test_preparing",
+    "test_processes",
+    "test_structure",
+    "test_train",
+    "test_trust",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps the tests of a file, which share sources, on one worker of pytest-xdist."""
+    for item in items:
+        name = "processes" if item.path.stem in OF_PROCESSES else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(name))
+
+
 @pytest.fixture
 def figure(request: pytest.FixtureRequest) -> Callable[[str, str, object], None]:
     """Notes what a test has found, for the table of `scripts/fault_report.py`."""
