@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 FAILED = 70  # exit status; EX_SOFTWARE of sysexits.h
 _LEAST_POLL_S = 0.4
 _MOST_TOLD = 2000  # characters of an error
+_MOST_NAMED = 8  # processes
 _LAST_POLL_S = 0.05
 _LAST_WORDS_S = 3.0  # for the others to hear of an error before the coordinator may be gone
 
@@ -151,8 +152,8 @@ class _Watch:
             elif note["waiting_for"] is not None:
                 found.append(f"{who} waits for {note['waiting_for']}")
             elif note["steps"] < activity.steps:
-                found.append(f"{who} is {activity.steps - note['steps']} batches behind")
-        return found
+                found.append(f"{who} is behind by {activity.steps - note['steps']} of our batches")
+        return found[:_MOST_NAMED]
 
     def stop(self) -> None:
         """Looks after nobody any more."""
