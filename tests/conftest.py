@@ -12,10 +12,15 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 import datasets
+import hypothesis
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from datarax_tfds import batch_sharding, make_mesh
+
+# How long an example takes says more of the machine than of the code.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -66,3 +66,19 @@ def test_each_process_reads_blocks_of_its_own(processes):
     numbers = order.span(0, 0, 40_000 // batch_size * batch_size).reshape(-1, processes, rows)
     readers = [set(np.unique(numbers[:, process] // 8)) for process in range(processes)]
     assert sum(map(len, readers)) < 1.05 * len(set().union(*readers))
+
+
+@pytest.mark.parametrize(("block_size", "window"), [(1, 1), (4, 32), (8, 1000), (7, 3), (3, 100)])
+def test_an_order_of_blocks_is_rebuilt_from_its_version(block_size, window):
+    order = BlockOrder(97, 5, block_size, window)
+    rebuilt = BlockOrder.of_version(order.version, 97, 5)
+    assert np.array_equal(rebuilt.span(3, 0, 97), order.span(3, 0, 97))
+    assert rebuilt.version == order.version
+
+
+@pytest.mark.parametrize(
+    "version", ["", "1", "blocks of 0 in windows of 1 blocks, 1",
+                "blocks of 4 in windows of 3 blocks, 1", "blocks of 4 in windows of 8 blocks, 2"],
+)  # fmt: skip
+def test_an_order_of_other_blocks_is_not(version):
+    assert BlockOrder.of_version(version, 97, 5) is None

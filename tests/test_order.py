@@ -95,6 +95,29 @@ def test_any_span_is_the_same_piece_of_the_epoch(length, seed, epoch, data):
     assert np.array_equal(order.span(epoch, start, stop), whole(order, epoch)[start:stop])
 
 
+@pytest.mark.parametrize("stride", [0, 15 * 20, 16 * 20, 10**6])
+@pytest.mark.parametrize("length", [2**16, 2**16 + 1, 100_000])
+def test_a_span_alone_is_that_of_its_chunk(length, stride):
+    order = Order(length, 3)
+    for start in (0, 1, length // 2, 2**16 - 10, length - 20):
+        stop = min(start + 20, length)
+        assert np.array_equal(order.span(1, start, stop, stride), whole(order, 1)[start:stop])
+
+
+@pytest.mark.parametrize(("length", "dtype"), [(2**31 - 1, np.int32), (2**31, np.int64)])
+@pytest.mark.parametrize("seed", [None, 5])
+def test_numbers_are_int32_where_that_holds_them(length, dtype, seed):
+    order = Order(length, seed)
+    assert order.span(0, 0, 3).dtype == dtype
+    assert order.span(0, length - 2, length, stride=99).dtype == dtype
+    assert order.version == 1
+
+
+def test_an_order_has_records():
+    with pytest.raises(ValueError, match=r"no records(.|\n)*fix:"):
+        Order(0)
+
+
 def test_without_a_seed_the_order_is_as_stored():
     order = Order(10)
     assert order.span(3, 2, 5).tolist() == [2, 3, 4]
@@ -136,7 +159,7 @@ class TestRandomness:
         assert (a == b).sum() < 8  # one on average
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32, 1.5, True, "1"])
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**40, 1.5, True, "1"])
 def test_a_seed_is_an_integer_of_32_bits(seed):
     with pytest.raises(ValueError, match=r"integer in \[0, 2\*\*32\)(.|\n)*fix:"):
         Order(10, seed)
