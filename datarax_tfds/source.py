@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import inspect
+import threading
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Generic, NoReturn, Self, TypeVar
@@ -42,6 +43,7 @@ from sharding.messages import explain
 from sharding.waits import activity
 
 _BLOCK = 32  # records that single ones are read ahead by
+_moving = threading.Lock()  # of all sources: held for a microsecond
 
 Config = TypeVar("Config", bound=AnyConfig)
 Opened = TypeVar("Opened", bound=Records)
@@ -297,16 +299,21 @@ class Source(nnx.Module, Generic[Config, Opened]):
 
     @property
     def cursor(self) -> Cursor:
-        """The next position to hand out; traced where the source is an argument of `nnx.jit`."""
-        return Cursor(_count(self.epoch), _count(self.index))
+        """The next position to hand out; traced where the source is an argument of `nnx.jit`.
+
+        From another thread, too: before or after a batch, never in between.
+        """
+        with _moving:
+            return Cursor(_count(self.epoch), _count(self.index))
 
     def move_to(self, cursor: Cursor) -> None:
         """Goes on from another position, as far ahead as records were handed out."""
         # Raw: refused in a jit that only closes over the source, where it would not last; and
         # 2 us where set_value takes 9.
         activity.step()
-        self.epoch.set_raw_value(cursor.epoch)
-        self.index.set_raw_value(cursor.index)
+        with _moving:
+            self.epoch.set_raw_value(cursor.epoch)
+            self.index.set_raw_value(cursor.index)
 
     def jump_to(self, cursor: Cursor) -> None:
         """Goes on from any position."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -217,6 +218,28 @@ class TestCopies:
         one, other = source.copy(), source.clone()
         keys = [jax.random.key_data(each.rngs()).tolist() for each in (one, other, source)]
         assert keys[0] == keys[1] == keys[2]
+
+
+def test_a_state_taken_in_another_thread_is_of_one_place(make):
+    source = make()
+    source.move_to(Cursor(0, 0))
+    stop = threading.Event()
+
+    def move():
+        place = 0
+        while not stop.is_set():
+            place = (place + 1) % N
+            source.move_to(Cursor(place, place))
+
+    thread = threading.Thread(target=move)
+    thread.start()
+    try:
+        places = [source.cursor for _ in range(20_000)]
+    finally:
+        stop.set()
+        thread.join()
+    assert len(set(places)) > 1
+    assert all(place.epoch == place.index for place in places)
 
 
 class TestStreams:
