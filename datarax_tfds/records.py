@@ -1,6 +1,7 @@
 """Records by number, as the rows of a batch on the host."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from datarax_tfds.files import RecordFiles
 from datarax_tfds.spec import element_spec, holds_arrays, narrowed, select_features
 from datarax_tfds.split import Split
 from sharding.messages import explain
+
+# What TensorFlow says of bytes that are no example.
+_QUOTED = re.compile(r", value: .*", re.DOTALL)
 
 
 class RecordReader:
@@ -131,7 +135,9 @@ class RecordReader:
                         fix="let map_fn return the same shapes for all records, or free memory",
                     )
                 ) from error
-            raise self._failure(int(numbers[0]), error) from error
+            # With what it quotes, the record would be in the traceback.
+            quoted = _QUOTED.search(str(error))
+            raise self._failure(int(numbers[0]), error) from None if quoted else error
 
     def _failure(self, number: int, error: Exception) -> RuntimeError:
         # Checksums have told apart what is damaged on disk: with a map_fn, that is what fails.
@@ -152,6 +158,8 @@ class RecordReader:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, of all that TensorFlow says: the last line, but for the name of the node."""
-    lines = [line.strip() for line in str(error).splitlines()]
+    """What went wrong, of all that TensorFlow says: the last line, without the name of the node and
+    what it quotes of a record.
+    """
+    lines = [line.strip() for line in _QUOTED.sub("", str(error)).splitlines()]
     return [line for line in lines if line and not line.startswith("[[")][-1]

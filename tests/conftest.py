@@ -42,6 +42,7 @@ OF_PROCESSES = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keeps the tests of a file, which share sources, on one worker of pytest-xdist."""
     for item in items:

@@ -58,7 +58,7 @@ def test_alone_there_is_nobody_to_agree_with():
     [
         ("raised", 1, r"PeerFailedError: process 0(.|\n)*ValueError: what the user's", 5),
         ("raised", 0, r"PeerFailedError: process 1(.|\n)*ValueError: what the user's", 5),
-        ("stopped", 1, r"process 1 \(.+\) has not been heard of(.|\n)*fix:", 4 + 2),
+        ("stopped", 1, r"process 1 \(.+\) has not been heard of(.|\n)*fix:", 12 + 2),
         ("left alone", 1, r"no batch for \d+ s; process 1 \(", 2 + 2),
     ],
 )
@@ -90,7 +90,7 @@ def test_no_process_waits_for_one_that_failed(
     assert re.search(heard, logs[1 - who].read_text())
     name = {
         "raised": f"exception on process {who} of 2: until all have ended",
-        "stopped": "one process SIGSTOPped: until the other says who, and ends (limit 4 s)",
+        "stopped": "one process SIGSTOPped: until the other says who, and ends (limit 12 s)",
         "left alone": "exception with end_together=False: until the log says who (limit 2 s)",
     }
     figure(name[how], f"{ended - begun:.1f} s", f"{within_s} s")

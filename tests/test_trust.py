@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,24 @@ def test_features_that_are_no_json_are_refused(dataset, text):
     (dataset / "features.json").write_text(text)
     with pytest.raises(DataLossError, match=r"features.json: (.|\n)*fix:"):
         opened(dataset)
+
+
+def test_what_cannot_be_decoded_is_not_quoted(dataset):
+    """The record is in neither the message nor the traceback."""
+    import tensorflow as tf
+
+    for shard in dataset.glob("*train.tfrecord*"):
+        records = len(list(tf.data.TFRecordDataset(str(shard))))
+        with tf.io.TFRecordWriter(str(shard)) as writer:
+            for _ in range(records):
+                writer.write(b"a secret of somebody's")
+    config = TFDSStreamingConfig(name="tiny", split="train", data_dir=str(dataset.parents[1]))
+    source = TFDSStreamingSource(config)
+    with pytest.raises(
+        DataLossError, match=r"cannot be decoded(.|\n)*tfds_id(.|\n)*fix:"
+    ) as raised:
+        source.get_batch(8)
+    assert "secret" not in "".join(traceback.format_exception(raised.value))
 
 
 @pytest.mark.parametrize("template", ["../outside-{SPLIT}", "/etc/{SPLIT}", "a/{SPLIT}", ".."])

@@ -20,7 +20,7 @@ from datarax_tfds import (
 
 initialize(
     stall_warn_s=2,
-    stall_timeout_s=4 if HOW == "stopped" else None,
+    stall_timeout_s=12 if HOW == "stopped" else None,
     end_together=HOW != "left alone",
 )
 concerned = jax.process_index() == int(WHO)
