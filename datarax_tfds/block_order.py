@@ -50,18 +50,21 @@ class BlockOrder:
     @classmethod
     def of_version(cls, version: str, length: int, seed: int) -> Self:
         """The order whose `version` that is."""
-        found = re.fullmatch(rf"blocks of (\d+) in windows of (\d+) blocks, {_VERSION}", version)
-        if found is None:
-            raise ValueError(
-                explain(
-                    "BlockOrder",
-                    "this is no order that is known here.",
-                    order=repr(version),
-                    fix="use the version of datarax_tfds that saved it",
-                )
+        form = rf"blocks of ([1-9]\d*) in windows of ([1-9]\d*) blocks, {_VERSION}"
+        found = re.fullmatch(form, version)
+        if found is not None:
+            block_size, lanes = map(int, found.groups())
+            order = cls(length, seed, block_size, block_size * lanes)
+            if order.version == version:
+                return order
+        raise ValueError(
+            explain(
+                "BlockOrder",
+                "this is no order that is known here.",
+                order=repr(version),
+                fix="use the version of datarax_tfds that saved it",
             )
-        block_size, lanes = map(int, found.groups())
-        return cls(length, seed, block_size, block_size * lanes)
+        )
 
     def span(self, epoch: int, start: int, stop: int, stride: int = 0) -> np.ndarray:  # noqa: ARG002
         """The numbers of the records at positions `[start, stop)` of an epoch: as `Order.span`."""

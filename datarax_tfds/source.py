@@ -555,7 +555,8 @@ def refuse_pickling(subject: str) -> NoReturn:
     raise TypeError(
         explain(
             subject,
-            "it cannot be pickled: it holds devices, threads and files of this process.",
+            "it cannot be pickled.",
+            holds="devices, threads and files of this process",
             fix="build it there from its config, and pass get_state() to set_state()",
         )
     )

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Set
 from typing import Any
 
 import jax
@@ -123,22 +124,23 @@ class _Watch:
             message = explain(
                 f"process {self._process}",
                 f"no batch for {stalled:.0f} s, and others are late.",
-                late="; ".join(late),
+                late=_shown(late),
                 fix="look after those processes; if they only need longer, set a larger"
                 " stall_timeout_s in initialize()",
             )
             faulthandler.dump_traceback(all_threads=True)
             _publish(self._process, message)
-            _end_now(f"sharding.errors.WaitTimeoutError: {message}\n", self._process)
+            # Who is late may never hear of it.
+            _end_now(f"sharding.errors.WaitTimeoutError: {message}\n", self._process, set(late))
         if stalled > (self._warned + 1) * limits.warn_s:
             self._warned += 1
             _log.warning(
-                "process %d: no batch for %.0f s; %s", self._process, stalled, "; ".join(late)
+                "process %d: no batch for %.0f s; %s", self._process, stalled, _shown(late)
             )
 
-    def _late(self, now: float, bound: float) -> list[str]:
+    def _late(self, now: float, bound: float) -> dict[str, str]:
         """Who holds this process up, and what is known of it."""
-        found = []
+        found = {}
         for process in map(str, range(self._count)):
             if int(process) == self._process:
                 continue
@@ -146,14 +148,15 @@ class _Watch:
             who = f"process {process}" if note is None else f"process {process} ({note['host']})"
             silent = now - heard > max(bound / 2 - self._poll_s, 2 * self._poll_s)
             if note is not None and note["ended"]:
-                found.append(f"{who} has ended")
+                found[process] = f"{who} has ended"
             elif note is None or silent:
-                found.append(f"{who} has not been heard of")
+                found[process] = f"{who} has not been heard of"
             elif note["waiting_for"] is not None:
-                found.append(f"{who} waits for {note['waiting_for']}")
+                found[process] = f"{who} waits for {note['waiting_for']}"
             elif note["steps"] < activity.steps:
-                found.append(f"{who} is behind by {activity.steps - note['steps']} of our batches")
-        return found[:_MOST_NAMED]
+                behind = activity.steps - note["steps"]
+                found[process] = f"{who} is behind by {behind} of our batches"
+        return found
 
     def stop(self) -> None:
         """Looks after nobody any more."""
@@ -193,13 +196,17 @@ def _publish(process: int, error: str) -> None:
     coordination.put(f"failed/{process}", {"host": coordination.host(), "error": told})
 
 
-def _end_now(message: str, process: int) -> None:
+def _shown(late: dict[str, str]) -> str:
+    return "; ".join(list(late.values())[:_MOST_NAMED])
+
+
+def _end_now(message: str, process: int, late: Set[str] = frozenset()) -> None:
     """Ends this process, when the others know why; that of the coordinator last."""
     sys.stderr.write(message)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     deadline = time.monotonic() + _LAST_WORDS_S
-    everyone = {str(number) for number in range(jax.process_count())} - {str(process)}
+    everyone = {str(number) for number in range(jax.process_count())} - {str(process)} - late
     try:
         while time.monotonic() < deadline:
             if coordination.notes("heard").keys() | coordination.notes("failed").keys() >= everyone:

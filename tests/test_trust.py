@@ -282,7 +282,8 @@ def test_the_code_neither_unpickles_nor_evaluates(path):
             assert not names & (FORBIDDEN - allowed)
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            assert called not in {"eval", "exec", "compile", "__import__", "os.system", "yaml.load"}
+            forbidden = {"eval", "exec", "__import__", "os.system", "yaml.load"}
+            assert called not in forbidden | ({"compile"} if "scripts" not in path.parts else set())
             assert not called.endswith(("np.load", "numpy.load"))
             assert "scripts" in path.parts or not called.endswith("import_module")
 
