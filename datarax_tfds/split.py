@@ -23,7 +23,7 @@ from datarax_tfds.files import Piece, RecordFile, RecordFiles
 from datarax_tfds.offset_index import record_starts
 from datarax_tfds.tfrecord import TFRecordFile
 from datarax_tfds.trust import require_inside, require_known_features
-from sharding import WaitTimeoutError, busy
+from sharding import WaitTimeoutError, busy, done_by_others
 from sharding.messages import explain
 
 _log = logging.getLogger(__name__)
@@ -176,7 +176,16 @@ def _builder(config: AnyConfig) -> Any:
         )
     builder = tfds.builder(str(config.name), data_dir=data_dir)
     with busy(f"{subject} to be prepared"), _only_preparer(Path(builder.data_dir), subject):
+        waited_for = Path(builder.data_dir).exists()
         builder.download_and_prepare(**_prepare_options(config))
+    others = [] if waited_for else done_by_others(f"preparing {config.name}")
+    if others:
+        _log.warning(
+            "%s: %s prepared it, too: the processes share no file system, or were given several"
+            " data_dirs. Each host then needs room for it, and the network for all.",
+            subject,
+            ", ".join(others),
+        )
     # Opened anew: a builder that found the work done by another knows nothing of its splits.
     return _opened(Path(builder.data_dir))
 

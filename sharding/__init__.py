@@ -6,7 +6,7 @@ rows = sharding.batch_sharding(mesh, "data")
 batch = sharding.global_batch(read, 1024, rows)       # each process reads only its rows
 """
 
-from sharding.agreement import agree, busy, run_id
+from sharding.agreement import agree, busy, done_by_others, run_id
 from sharding.errors import DisagreementError, PeerFailedError, WaitTimeoutError
 from sharding.gathers import Layout, storage_sharding, take_rows
 from sharding.meshes import batch_sharding, make_mesh
@@ -32,6 +32,7 @@ __all__ = [
     "batch_sharding",
     "busy",
     "check_batch_size",
+    "done_by_others",
     "global_batch",
     "initialize",
     "local_rows",

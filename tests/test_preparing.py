@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import launch_local
 import pytest
 
 from datarax_tfds import DatasetNotFoundError, TFDSEagerConfig, WaitTimeoutError
@@ -47,6 +48,14 @@ def test_of_four_processes_one_prepares(tmp_path, figure, full):
         assert len(makers(directory)) == 1
         assert not list((directory / "data").rglob("incomplete*"))
     figure("4 processes prepare the same dataset at once", f"{rounds} of {rounds} rounds", "all")
+
+
+def test_hosts_that_share_no_file_system_are_told(tmp_path):
+    command = [sys.executable, WORKER, tmp_path / "data", tmp_path / "notes", "0"]
+    assert launch_local.launch(2, list(map(str, command)), tmp_path, 150) == 0
+    assert len(makers(tmp_path)) == 2
+    logs = [(tmp_path / f"process-{number}.log").read_text() for number in (0, 1)]
+    assert any("share no file system" in log for log in logs)
 
 
 def test_a_preparer_that_dies_half_way_is_made_up_for(tmp_path):

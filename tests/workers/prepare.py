@@ -9,8 +9,12 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "..", "scripts"
 
 import digits
 
-from datarax_tfds import TFDSStreamingConfig
+from datarax_tfds import TFDSStreamingConfig, initialize
 from datarax_tfds.split import open_split
+
+initialize()  # does nothing where the processes are of different jobs
+if os.environ.get("JAX_NUM_PROCESSES"):
+    DATA_DIR += os.environ["JAX_PROCESS_ID"]  # as on hosts that share no file system
 
 
 class NotedDigits(digits.Digits):
