@@ -21,7 +21,7 @@ def write(directory: os.PathLike[str], state: Mapping[str, Any]) -> None:
     Raises:
         OSError: It cannot be written, or there is one; a part of it does not stay.
     """
-    if _is_remote(directory):
+    if is_remote(directory):
         epath.Path(directory).joinpath(NAME).write_bytes(_text(state))  # whole, or not at all
         return
     path = Path(directory) / NAME
@@ -46,7 +46,7 @@ def read(directory: os.PathLike[str]) -> dict[str, Any]:
     """
     where = epath.Path(directory) / NAME
     try:
-        content = where.read_bytes() if _is_remote(directory) else _bytes(Path(where))
+        content = where.read_bytes() if is_remote(directory) else _bytes(Path(where))
     except OSError as error:
         raise _refused(where, "no saved state can be read there.", error) from error
     try:
@@ -56,6 +56,11 @@ def read(directory: os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(state, dict) or _text(state) != content:
         raise _refused(where, "the saved state is damaged.", "not the bytes that were written")
     return state
+
+
+def is_remote(directory: os.PathLike[str]) -> bool:
+    """Whether a path is that of an object store, which knows neither links nor fsync."""
+    return "://" in os.fspath(directory)
 
 
 def _bytes(path: Path) -> bytes:
@@ -76,10 +81,6 @@ def _refused(path: os.PathLike[str], problem: str, reason: object) -> StateMisma
             fix="restore the step that latest_valid_step(manager) finds",
         )
     )
-
-
-def _is_remote(directory: os.PathLike[str]) -> bool:
-    return "://" in os.fspath(directory)
 
 
 def _text(state: Mapping[str, Any]) -> bytes:

@@ -5,15 +5,15 @@ import logging
 import os
 import urllib.parse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from datarax_tfds import state, state_file
 from datarax_tfds.errors import StateMismatchError
-from sharding import agree
+from sharding import agree, run_id
 
 _log = logging.getLogger(__name__)
 
@@ -33,43 +33,63 @@ def latest_valid_step(manager: ocp.CheckpointManager, *, data: str = "data") -> 
     sees: remove those with `manager.delete(step)`, or train into another directory.
 
     The bytes of arrays are not read: that they are there, in full length, is what is looked at.
-    The directory is read anew, and nothing is changed in it.
+    The directory is read anew. On several hosts process 0 leaves an empty file there for a moment,
+    by which the others see that they share it.
 
     Args:
-        manager: Of a checkpoint in a local (or mounted) directory.
+        manager: Of checkpoints in a local or mounted directory, or an object store that TensorStore
+            and etils reach (`gs://`, `s3://`).
         data: The name of the item that `DataSave` saved.
 
     Returns:
         The step, the same on every process; None if there is none.
 
     Raises:
-        DisagreementError: Processes see different steps: they do not share the directory.
+        DisagreementError: Processes do not share the directory, or see different steps in it.
     """
+    directory = epath.Path(manager.directory)
+    _require_shared(directory)
     found = None
-    for step, path in _steps(Path(manager.directory)):
+    for step, path in _steps(directory):
         problem = _problem(path, data)
         if problem is None:
             found = step
             break
-        _log.warning("%s: step %d is passed over: %s", manager.directory, step, problem)
-    subject = f"latest_valid_step of {manager.directory}"
-    agree(subject, {"step": found}, range(jax.process_count()))
+        _log.warning("%s: step %d is passed over: %s", directory, step, problem)
+    agree(f"latest_valid_step of {directory}", {"step": found}, range(jax.process_count()))
     return found
 
 
-def _steps(directory: Path) -> Iterator[tuple[int, Path]]:
+def _require_shared(directory: epath.Path) -> None:
+    """Refuses a directory that is another one on every host, before hours of training go there."""
+    if jax.process_count() == 1 or state_file.is_remote(directory):
+        return
+    seen_by, everyone = directory / f".seen-by-all-{run_id()}", range(jax.process_count())
+    writer = jax.process_index() == 0 and os.access(directory, os.W_OK)
+    if writer:
+        seen_by.touch()
+    try:
+        agree(f"directory of checkpoints {directory}", {}, everyone)  # it is written by now
+        there = {"file of process 0": "seen" if seen_by.exists() else "not seen"}
+        agree(f"directory of checkpoints {directory}, which all have to share", there, everyone)
+    finally:
+        if writer:
+            seen_by.unlink()
+
+
+def _steps(directory: epath.Path) -> Iterator[tuple[int, epath.Path]]:
     """All that looks like a step, the newest first."""
     paths = {}
-    for entry in os.scandir(directory):
-        number = entry.name.rpartition("_")[2]  # with a step_prefix, too
-        if number.isdecimal() and entry.name.isascii():
-            paths[int(number)] = Path(entry.path)
+    for path in directory.iterdir():
+        number = path.name.rpartition("_")[2]  # with a step_prefix, too
+        if number.isdecimal() and path.name.isascii():
+            paths[int(number)] = path
     yield from sorted(paths.items(), reverse=True)
 
 
-def _problem(step: Path, data: str) -> str | None:
+def _problem(step: epath.Path, data: str) -> str | None:
     """What is wrong with a step; absent if it is whole."""
-    if step.is_symlink() or not step.is_dir():
+    if os.path.islink(step) or not step.is_dir():
         return "it is no directory"
     if ocp.path.step.is_path_temporary(step):
         return "its save did not end"
@@ -81,13 +101,15 @@ def _problem(step: Path, data: str) -> str | None:
         return f"it has no item {data!r}, but {', '.join(items) or 'none'}"
     for item in items:
         directory = step / item
-        if directory.is_symlink() or not directory.is_dir() or not any(directory.iterdir()):
+        if os.path.islink(directory) or not directory.is_dir() or not any(directory.iterdir()):
             return f"item {item!r} is missing"
         try:
+            for text in _descriptions(directory):
+                json.loads(text.read_bytes())
             for file, size in _files(directory):
-                if not file.is_file() or file.stat().st_size < size:
+                if not file.is_file() or file.stat().length < size:
                     return f"item {item!r} lacks {file.relative_to(step)}, or a part of it"
-        except ValueError as error:  # TensorStore's, of what it cannot read
+        except ValueError as error:  # of JSON, or TensorStore's
             return f"item {item!r} is damaged ({str(error).splitlines()[0]})"
     try:
         state.sound(state_file.read(step / data), str(step))
@@ -96,7 +118,14 @@ def _problem(step: Path, data: str) -> str | None:
     return None
 
 
-def _files(item: Path) -> Iterator[tuple[Path, int]]:
+def _descriptions(item: epath.Path) -> Iterator[epath.Path]:
+    """The JSON files beside arrays, without which Orbax does, but not with a half of one."""
+    for path in (item / "_METADATA", item / "_sharding", *item.glob("array_metadatas/*")):
+        if path.is_file():
+            yield path
+
+
+def _files(item: epath.Path) -> Iterator[tuple[epath.Path, int]]:
     """The files that an item of arrays refers to, and how many bytes of each."""
     if (item / "_METADATA").exists() != (item / _MANIFEST).exists():
         yield item / _MANIFEST, 1
@@ -105,7 +134,9 @@ def _files(item: Path) -> Iterator[tuple[Path, int]]:
         return
     import tensorstore as ts  # a second; a checkpoint without arrays does without
 
-    store = ts.KvStore.open({"driver": "file", "path": f"{item}/"}).result()
+    remote = state_file.is_remote(item)
+    store = ts.KvStore.open(f"{item}/" if remote else {"driver": "file", "path": f"{item}/"})
+    store = store.result()
     nodes = [version["root"]["location"] for version in _dump(ts, store)["versions"][-1:]]
     while nodes:
         location = nodes.pop()
@@ -122,7 +153,7 @@ def _dump(ts: Any, store: Any, *node: str) -> Any:
     return ts.ocdbt.dump(store, *node).result()
 
 
-def _place(item: Path, location: str) -> tuple[Path, int]:
+def _place(item: epath.Path, location: str) -> tuple[epath.Path, int]:
     """The file of a TensorStore location, `kind:folder:file:offset:length`, and where it ends."""
     _, folder, file, offset, length = map(urllib.parse.unquote, location.split(":"))
     return item / folder / file, int(offset) + int(length)

@@ -8,9 +8,9 @@ processes makes all of them save the same step, and stop.
 """
 
 import logging
+import os
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import config_file
@@ -122,8 +122,9 @@ def main(config: Config) -> None:
     state = jax.jit(lambda: nnx.state(create()), out_shardings=replicated)()
     model, optimizer = nnx.merge(nnx.graphdef(nnx.eval_shape(create)), state)
 
+    directory = config.checkpoint_dir
     manager = ocp.CheckpointManager(
-        Path(config.checkpoint_dir).absolute(),
+        directory if "://" in directory else os.path.abspath(directory),
         # Renamed before it is removed, an old step is there as a whole, or not at all.
         options=ocp.CheckpointManagerOptions(max_to_keep=2, todelete_subdir="deleted"),
     )

@@ -26,6 +26,7 @@ DIFFERS = {
     "pipeline restore": "index",
     "save": "index",
     "what is done": "about",
+    "checkpoints": "file of process 0",
 }
 
 

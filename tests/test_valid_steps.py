@@ -100,17 +100,22 @@ def test_a_step_that_is_a_link_is_passed_over(directory, tmp_path):
     assert found(directory) == 2
 
 
-def test_a_step_is_passed_over_whichever_file_is_gone(directory, loaded, tmp_path):
-    """Whichever file is gone: passed over, or it can do without."""
+def cut_in_half(path):
+    os.truncate(path, os.path.getsize(path) // 2)
+
+
+@pytest.mark.parametrize("damage", [os.unlink, cut_in_half])
+def test_whichever_file_is_damaged_the_step_is_passed_over_or_restores(
+    directory, loaded, tmp_path, damage
+):
     step = directory / "3"
     files = [os.path.join(top, name) for top, _, names in os.walk(step) for name in names]
-    needed = [path for path in files if "commit_success" not in path]
-    assert len(needed) >= 8
-    for path in needed:
-        hidden = tmp_path / "hidden"
-        os.rename(path, hidden)
+    assert len(files) >= 8
+    for path in files:
+        whole = shutil.copy2(path, tmp_path / "whole")
+        damage(path)
         assert found(directory) == 2 or restores(directory, loaded), path
-        os.rename(hidden, path)
+        os.replace(whole, path)
     assert found(directory) == 3
 
 

@@ -1,9 +1,11 @@
 """One of two processes that differ in one thing at a time: both refuse, in the same words."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 DATA_DIR, OTHER_DIR, OUT = sys.argv[1:]
 
@@ -21,7 +23,7 @@ from datarax_tfds import (
     initialize,
     make_mesh,
 )
-from datarax_tfds.checkpoint import DataSave
+from datarax_tfds.checkpoint import DataSave, latest_valid_step
 from sharding import busy, waits
 
 initialize(timeout_s=100)
@@ -71,6 +73,14 @@ def late_but_busy():
     raise WaitTimeoutError("none")
 
 
+def other_checkpoints():
+    """One path, which leads to another directory on each host."""
+    here = Path(OUT, f"checkpoints-{jax.process_index()}")
+    here.mkdir()
+    os.chdir(here)
+    return latest_valid_step(SimpleNamespace(directory="."))
+
+
 CASES = {
     "seed": lambda: stream(seed=6),
     "split": lambda: stream(split="train[:50]"),
@@ -89,6 +99,7 @@ CASES = {
     ),
     "save": lambda: DataSave(behind),
     "what is done": other_order,
+    "checkpoints": other_checkpoints,
     "late": late,
     "late but busy": late_but_busy,
 }
