@@ -3,6 +3,7 @@
 import itertools
 import json
 import operator
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -147,10 +148,11 @@ class _History:
     def audited(self, runs: int) -> Audit:
         lost, twice = [], []
         end = self._reached
+        delivered, left_out = _by_epoch(self._delivered), _by_epoch(self._left_out)
         for epoch in range(end.epoch + (end.index > 0)):
             stop = self._length if epoch < end.epoch else end.index
-            counts = self._counts(epoch, self._delivered)[:stop]
-            meant = self._counts(epoch, self._left_out)[:stop]
+            counts = self._counts(delivered[epoch])[:stop]
+            meant = self._counts(left_out[epoch])[:stop]
             lost += _spans(epoch, (counts + meant) < 1)
             twice += _spans(epoch, counts > 1)
         return Audit(
@@ -219,13 +221,12 @@ class _History:
                 )
                 self._wrong.append((spans[0], sentence))
 
-    def _counts(self, epoch: int, spans: list[Span]) -> np.ndarray:
-        """How often each position of an epoch is in the spans: `[N]`."""
+    def _counts(self, spans: list[Span]) -> np.ndarray:
+        """How often each position of their epoch is in the spans: `[N]`."""
         edges = np.zeros(self._length + 1, np.int64)
         for span in spans:
-            if span.epoch == epoch:
-                edges[span.start] += 1
-                edges[span.stop] -= 1
+            edges[span.start] += 1
+            edges[span.stop] -= 1
         return np.cumsum(edges)[:-1]
 
 
@@ -297,6 +298,13 @@ def _order_of(fields: Mapping[str, Any]) -> Order | BlockOrder:
     if isinstance(version, str):
         return BlockOrder.of_version(version, length, seed)
     return Order(length, seed if fields["shuffle"] else None)
+
+
+def _by_epoch(spans: Iterable[Span]) -> defaultdict[int, list[Span]]:
+    found = defaultdict(list)
+    for span in spans:
+        found[span.epoch].append(span)
+    return found
 
 
 def _spans(epoch: int, marks: np.ndarray) -> Iterator[Span]:
