@@ -58,6 +58,12 @@ def test_where_grain_is_no_permutation_ours_is():
     assert ours[0] != ours[1]
 
 
+def test_a_walk_that_lands_on_the_length_goes_on():
+    length, key = 65_534, 12_983  # under that key the block takes 65,535 to 65,534
+    numbers = index_shuffle(np.arange(length), length, key)
+    assert np.array_equal(np.sort(numbers), np.arange(length))
+
+
 @functools.cache
 def jitted(length: int):
     return jax.jit(functools.partial(index_shuffle, length=length))
