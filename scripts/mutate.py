@@ -46,8 +46,19 @@ SWAPS = {
     ast.Eq: ast.NotEq,
     ast.NotEq: ast.Eq,
 }
-# By what they stand in: no program can tell them from the original.
-EQUIVALENT: dict[str, str] = {}
+# No program can tell them from the original, and why.
+EQUIVALENT = {
+    "selection: lower < upper -> lower <= upper": "a span of no records adds none",
+    "order: half <= 16 -> half < 16": "wider words hold the same halves",
+    "order: n >= 7 -> n > 7": "the number of rounds is even",
+} | dict.fromkeys(
+    [
+        "order: stride >= _SPARSE * (stop - start) -> stride > _SPARSE * (stop - start)",
+        "order: stop - start -> stop + start",
+        "order: self.length > _CHUNK -> self.length >= _CHUNK",
+    ],
+    "both ways to the numbers are right; one is faster",
+)
 LIMIT_S = 90  # a mutant that loops for ever is caught, too
 
 
@@ -67,7 +78,7 @@ def main() -> int:
             print(f"{module}: its tests fail as it is")
             return 2
         for line, what, source in mutants(path.read_text()):
-            if what in EQUIVALENT:
+            if f"{module}: {what}" in EQUIVALENT:
                 continue
             total += 1
             if run(path, source, TESTS[module]):

@@ -50,6 +50,13 @@ def test_numpy_equals_grain(length, seed, rounds, data):
     assert ours[0] == grains(position, max_index=length - 1, seed=seed, rounds=rounds)
 
 
+@pytest.mark.parametrize("length", [4**power - less for power in (8, 9, 12) for less in (0, 1, 2)])
+def test_numpy_equals_grain_where_a_block_is_full(length):
+    positions = np.array([0, 1, length // 3, length - 1])
+    theirs = [grains(int(p), max_index=length - 1, seed=9, rounds=16) for p in positions]
+    assert index_shuffle(positions, length, 9).tolist() == theirs
+
+
 def test_where_grain_is_no_permutation_ours_is():
     length = 4**8 + 1
     theirs = {grains(i, max_index=length - 1, seed=5, rounds=16) for i in (0, length - 1)}
@@ -105,7 +112,7 @@ def test_any_span_is_the_same_piece_of_the_epoch(length, seed, epoch, data):
 @pytest.mark.parametrize("length", [2**16, 2**16 + 1, 100_000])
 def test_a_span_alone_is_that_of_its_chunk(length, stride):
     order = Order(length, 3)
-    for start in (0, 1, length // 2, 2**16 - 10, length - 20):
+    for start in (0, 1, length // 2, 2**16 - 21, 2**16 - 10, length - 20):
         stop = min(start + 20, length)
         assert np.array_equal(order.span(1, start, stop, stride), whole(order, 1)[start:stop])
 
