@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from refusals import refused
+from test_state import CURSOR, IDENTITY
 
 from datarax_tfds import (
     Pipeline,
@@ -17,16 +18,6 @@ from datarax_tfds import (
 from datarax_tfds.cursor import Cursor
 from datarax_tfds.state import Identity, restored, saved
 
-IDENTITY = Identity(
-    dataset="mnist/3.0.1",
-    split="train[0:60000]",
-    records=60_000,
-    fingerprint="0123456789abcdef",
-    features="fedcba9876543210",
-    shuffle=True,
-    seed=42,
-)
-CURSOR = Cursor(3, 12_345)
 STATE = saved(CURSOR, IDENTITY)
 NAN, INFINITE = float("nan"), float("inf")
 
