@@ -1,6 +1,8 @@
 """The files of a split as one sequence of records, read by number."""
 
+import errno
 import itertools
+import logging
 import os
 import resource
 import threading
@@ -9,15 +11,22 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from datarax_tfds.errors import DataLossError
 from sharding.messages import explain
 
+_log = logging.getLogger(__name__)
+
 _THREADS = 8  # that open files: on a remote store it takes a round trip or two each
 _MOST_OPEN = 1024
+# Errors that a file system over a network gets over, once a file is opened anew; and the waits.
+_PASSING = frozenset({errno.EAGAIN, errno.EIO, errno.ENOENT, errno.ESTALE, errno.ETIMEDOUT})
+_WAITS_S = (0.1, 0.5, 2.0)
+
+Result = TypeVar("Result")
 
 
 class RecordFile(Protocol):
@@ -46,7 +55,8 @@ class RecordFiles:
     """The records of a split by number, wherever its files put them.
 
     Files are opened at first use, and counted against the metadata then. A fixed number of them,
-    a quarter of what the process may have open, stay so. Safe to use from several threads.
+    a quarter of what the process may have open, stay so. Safe to use from several threads. After
+    an error that may pass, as on a network, a file is opened anew and read again.
 
     Args:
         pieces: In the order of the numbers.
@@ -78,8 +88,8 @@ class RecordFiles:
             The files, as they are done.
 
         Raises:
-            DataLossError: A file holds another number of records than the metadata say, or is
-                cut short.
+            DataLossError: A file holds another number of records than the metadata say, is cut
+                short, or cannot be read.
         """
         pieces = list({piece.path: piece for piece in self._pieces}.values())
         turns = [pieces[(share + turn) % shares :: shares] for turn in range(shares)]
@@ -94,7 +104,8 @@ class RecordFiles:
 
         Raises:
             DataLossError: A file holds another number of records than the metadata say, is cut
-                short, or fails a checksum; the message names file, record and offset.
+                short, fails a checksum, or cannot be read; the message names file, record and
+                offset.
         """
         owners = np.searchsorted(self._ends, numbers, side="right")
         records: list[bytes] = [b""] * len(numbers)
@@ -106,7 +117,7 @@ class RecordFiles:
             thread = threading.get_ident()
             self._under_way[thread] = piece.path, time.monotonic()
             try:
-                found = self._opened(piece).read(places)
+                found = self._tried(piece, lambda file, places=places: file.read(places))
             finally:
                 del self._under_way[thread]
             for row, record in zip(rows.tolist(), found, strict=True):
@@ -130,8 +141,32 @@ class RecordFiles:
         return f"record {place} of {piece.path} ({within}, tfds_id {piece.path.name}__{place})"
 
     def _counted(self, piece: Piece) -> Path:
-        self._opened(piece)
+        self._tried(piece, len)
         return piece.path
+
+    def _tried(self, piece: Piece, read: Callable[[RecordFile], Result]) -> Result:
+        """What is read of a file, if need be at the second try, or the fourth."""
+        waits = list(_WAITS_S)
+        while True:
+            try:
+                return read(self._opened(piece))
+            except OSError as error:
+                if error.errno not in _PASSING:
+                    raise
+                if not waits:
+                    raise DataLossError(
+                        explain(
+                            str(piece.path),
+                            "the file cannot be read.",
+                            error=error,
+                            tries=len(_WAITS_S) + 1,
+                            fix="look after that file system, and restore the file if it is gone",
+                        )
+                    ) from error
+                _log.warning("%s: %s; tried again in %.1f s", piece.path, error, waits[0])
+            with self._lock:
+                self._open.pop(piece.path, None)
+            time.sleep(waits.pop(0))
 
     def _opened(self, piece: Piece) -> RecordFile:
         # To find the records of a large file takes a while: others go on meanwhile.

@@ -1,3 +1,5 @@
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -164,6 +166,57 @@ def test_missing_files_are_found_at_once(copy):
     (copy / "tiny" / SHARD).unlink()
     with pytest.raises(DataLossError, match=f"1 of 4 files(.|\n)*{SHARD}(.|\n)*fix:"):
         opened(copy)
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Makes the next so many reads of a file fail with an error; notes the tries."""
+    read, tries = TFRecordFile.read, []
+
+    def fail(code, times):
+        def failing(self, places):
+            tries.append(self)
+            if len(tries) <= times:
+                raise OSError(code, os.strerror(code))
+            return read(self, places)
+
+        monkeypatch.setattr(TFRecordFile, "read", failing)
+        monkeypatch.setattr("datarax_tfds.files._WAITS_S", (0.0, 0.0, 0.0))
+        return tries
+
+    return fail
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+def test_what_fails_for_a_moment_is_read_from_a_file_opened_anew(data_dir, failing, caplog, code):
+    files = opened(data_dir)
+    expected = files.read(np.arange(3))
+    tries = failing(code, 3)
+    assert files.read(np.arange(3)) == expected
+    assert len(set(map(id, tries))) == 4
+    assert caplog.text.count(os.strerror(code)) == 3
+    assert SHARD.replace("00001-of", "00000-of") in caplog.text
+
+
+def test_what_fails_for_good_is_named(data_dir, failing):
+    failing(errno.EIO, 4)
+    with pytest.raises(DataLossError, match=rf"{SHARD[:20]}(.|\n)*Errno 5(.|\n)*tries: +4"):
+        opened(data_dir).read(np.arange(3))
+
+
+def test_what_cannot_pass_is_not_tried_again(data_dir, failing):
+    tries = failing(errno.EBADF, 1)
+    with pytest.raises(OSError, match="Errno 9"):
+        opened(data_dir).read(np.arange(3))
+    assert len(tries) == 1
+
+
+def test_a_file_that_goes_is_named(copy, monkeypatch):
+    monkeypatch.setattr("datarax_tfds.files._WAITS_S", (0.0,))
+    files = opened(copy)
+    (copy / "tiny" / SHARD).unlink()
+    with pytest.raises(DataLossError, match=rf"{SHARD}: the file cannot be read(.|\n)*fix:"):
+        files.read(np.arange(len(files)))
 
 
 def test_processes_begin_with_files_of_their_own_and_check_them_all(monkeypatch):
