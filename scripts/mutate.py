@@ -22,7 +22,7 @@ from typing import Any
 
 # Once, and not again in each child: 3 s. Nothing of ours, and no device.
 import grain  # noqa: F401
-import hypothesis.stateful  # noqa: F401
+import hypothesis.stateful
 import pytest
 from flax import nnx  # noqa: F401
 
@@ -76,6 +76,14 @@ EQUIVALENT = {
         "the same numbers, sooner or later",
     ),
 }
+# A failure is enough, and need not be made small; the same examples each time.
+PROFILE = "mutants"
+hypothesis.settings.register_profile(
+    PROFILE,
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+    derandomize=True,
+    deadline=None,
+)
 LIMIT_S = 90  # a mutant that loops for ever is caught, too
 
 
@@ -157,7 +165,8 @@ def run(path: Path, source: str, tests: list[str]) -> bool:
         os.dup2(silent, 1)
         os.dup2(silent, 2)
         options = ["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", "-o", "addopts="]
-        os._exit(pytest.main([*options, "-o", "timeout=0", *(f"tests/{test}" for test in tests)]))
+        options += ["-o", "timeout=0", f"--hypothesis-profile={PROFILE}"]
+        os._exit(pytest.main([*options, *(f"tests/{test}" for test in tests)]))
     deadline = time.monotonic() + LIMIT_S
     while time.monotonic() < deadline:
         ended, status = os.waitpid(child, os.WNOHANG)
