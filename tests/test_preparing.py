@@ -11,7 +11,8 @@ import launch_local
 import pytest
 
 from datarax_tfds import DatasetNotFoundError, TFDSEagerConfig, WaitTimeoutError
-from datarax_tfds.split import _only_preparer, open_split
+from datarax_tfds.preparing import only_preparer, prepare_options
+from datarax_tfds.split import open_split
 
 WORKER = Path(__file__).parent / "workers" / "prepare.py"
 
@@ -77,15 +78,43 @@ def test_a_preparer_that_dies_half_way_is_made_up_for(tmp_path):
 def test_who_waits_too_long_is_told_for_whom(tmp_path):
     prepared = tmp_path / "name" / "1.0.0"
     with (
-        _only_preparer(prepared, "one"),
+        only_preparer(prepared, "one"),
         pytest.raises(WaitTimeoutError, match=rf"holder: +process {os.getpid()} on (.|\n)*fix:"),
-        _only_preparer(prepared, "another", timeout_s=0.5),
+        only_preparer(prepared, "another", timeout_s=0.5),
     ):
         pass
-    with _only_preparer(prepared, "later", timeout_s=0.5):
+    with only_preparer(prepared, "later", timeout_s=0.5):
         pass
 
 
 def test_where_nothing_can_be_written_the_remedy_is_told():
     with pytest.raises(DatasetNotFoundError, match=r"cannot be: nothing can be(.|\n)*data_dir"):
         open_split(TFDSEagerConfig(name="mnist", split="train", data_dir="/proc/data"))
+
+
+class TestOptions:
+    """What TFDS is told when it prepares a dataset."""
+
+    def options(self, **fields):
+        return prepare_options(TFDSEagerConfig(name="mnist", split="train", **fields))
+
+    def test_the_bucket_is_tried_on_request_and_other_options_are_kept(self):
+        import tensorflow_datasets as tfds
+
+        given = tfds.download.DownloadConfig(num_shards=3, try_download_gcs=False)
+        kwargs = {"download_dir": "here", "download_config": given}
+        options = self.options(try_gcs=True, download_and_prepare_kwargs=kwargs)
+        assert options["download_dir"] == "here"
+        assert options["download_config"].num_shards == 3
+        assert options["download_config"].try_download_gcs
+        assert not self.options(download_and_prepare_kwargs=kwargs)[
+            "download_config"
+        ].try_download_gcs
+
+    @pytest.mark.parametrize("wanted", [True, False])
+    def test_the_bucket_is_tried_only_on_request(self, wanted):
+        assert self.options(try_gcs=wanted)["download_config"].try_download_gcs is wanted
+
+    def test_beam_workers_need_beam(self):
+        with pytest.raises(ImportError, match=r"Beam is not installed(.|\n)*fix: +pip install"):
+            self.options(beam_num_workers=4)

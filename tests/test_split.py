@@ -6,7 +6,7 @@ import time
 import pytest
 
 from datarax_tfds import DatasetNotFoundError, TFDSEagerConfig
-from datarax_tfds.split import _prepare_options, open_split
+from datarax_tfds.split import open_split
 
 
 def opened(data_dir, split="train", name="tiny", **fields):
@@ -117,31 +117,3 @@ def test_a_missing_dataset_is_prepared_once_by_whoever_comes_first(tmp_path):
         thread.join()
     assert [len(split) for split in found] == [360] * 3
     assert CountedDigits.made == 1
-
-
-class TestPreparing:
-    """What TFDS is told when it prepares a dataset."""
-
-    def options(self, **fields):
-        return _prepare_options(TFDSEagerConfig(name="mnist", split="train", **fields))
-
-    def test_the_bucket_is_tried_on_request_and_other_options_are_kept(self):
-        import tensorflow_datasets as tfds
-
-        given = tfds.download.DownloadConfig(num_shards=3, try_download_gcs=False)
-        kwargs = {"download_dir": "here", "download_config": given}
-        options = self.options(try_gcs=True, download_and_prepare_kwargs=kwargs)
-        assert options["download_dir"] == "here"
-        assert options["download_config"].num_shards == 3
-        assert options["download_config"].try_download_gcs
-        assert not self.options(download_and_prepare_kwargs=kwargs)[
-            "download_config"
-        ].try_download_gcs
-
-    @pytest.mark.parametrize("wanted", [True, False])
-    def test_the_bucket_is_tried_only_on_request(self, wanted):
-        assert self.options(try_gcs=wanted)["download_config"].try_download_gcs is wanted
-
-    def test_beam_workers_need_beam(self):
-        with pytest.raises(ImportError, match=r"Beam is not installed(.|\n)*fix: +pip install"):
-            self.options(beam_num_workers=4)

@@ -42,6 +42,7 @@ LAYERS = [
     "datarax_tfds.files",
     "datarax_tfds.block_files",
     "datarax_tfds.trust",
+    "datarax_tfds.preparing",
     "datarax_tfds.split",
     "datarax_tfds.spec",
     "datarax_tfds.decoding",

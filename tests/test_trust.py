@@ -22,7 +22,8 @@ from datarax_tfds import (
     TrustError,
     state_file,
 )
-from datarax_tfds.split import _only_preparer, open_split
+from datarax_tfds.preparing import only_preparer
+from datarax_tfds.split import open_split
 
 PLANTED = "raise SystemExit(open({marker!r}, 'w').write('was run'))"
 
@@ -221,7 +222,7 @@ def test_a_lock_is_not_taken_through_a_link(tmp_path):
     (tmp_path / ".1.0.0.lock").symlink_to(outside)
     with (
         pytest.raises(FileNotFoundError, match=r"cannot be(.|\n)*symbolic(.|\n)*fix:"),
-        _only_preparer(tmp_path / "1.0.0", "test"),
+        only_preparer(tmp_path / "1.0.0", "test"),
     ):
         pass
     assert outside.read_text() == "kept"
