@@ -33,6 +33,13 @@ def test_golden_prefix():
     assert order.version == "blocks of 8 in windows of 2 blocks, 1"
 
 
+def test_golden_epoch_with_a_short_block():
+    """Records 16 to 20 are in it: dealt out from the first round on, while there are any."""
+    order = BlockOrder(21, seed=5, block_size=8, window=24)
+    rounds = [16, 1, 17, 3, 20, 5, 18, 7, 19, 2, 4, 0, 6]
+    assert order.span(2, 0, 21).tolist() == [*rounds, 11, 12, 14, 13, 15, 9, 8, 10]
+
+
 def test_seeds_and_epochs_are_unrelated():
     orders = [BlockOrder(10_000, seed, 8, 1000).span(epoch, 0, 10_000)
               for seed in (0, 1) for epoch in (0, 1)]  # fmt: skip
