@@ -49,7 +49,9 @@ SWAPS = {
 # No program can tell them from the original, and why.
 EQUIVALENT = {
     "selection: lower < upper -> lower <= upper": "a span of no records adds none",
-    "block_order: places[places != short] > short -> places[places != short] >= short": "none is it",
+    "block_order: places[places != short] > short -> places[places != short] >= short": (
+        "it is not among them"
+    ),
     "order: 0 -> 1 in `return positions * 0`": "of one record, all positions are 0",
     "order: 1 -> 2 in `values = np.arange(1 << _BLOCK_BITS)`": "no walk leaves the block",
     "order: half <= 16 -> half < 16": "wider words hold the same halves",
