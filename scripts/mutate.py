@@ -52,6 +52,9 @@ EQUIVALENT = {
     "block_order: places[places != short] > short -> places[places != short] >= short": (
         "it is not among them"
     ),
+    "block_order: 1 -> 2 in `return key % (full + 1) if self._missing else full + 1`": (
+        "both are behind all"
+    ),
     "order: 0 -> 1 in `return positions * 0`": "of one record, all positions are 0",
     "order: 1 -> 2 in `values = np.arange(1 << _BLOCK_BITS)`": "no walk leaves the block",
     "order: half <= 16 -> half < 16": "wider words hold the same halves",
@@ -73,6 +76,10 @@ EQUIVALENT = {
             " 12 ms ahead of their use`",
             "order: 0 -> 1 in `def span(self, epoch: int, start: int, stop: int, stride: int = 0)"
             " -> np.ndarray:`",
+            "block_order: 0 -> 1 in `def span(self, epoch: int, start: int, stop: int,"
+            " stride: int = 0) -> np.ndarray:  # noqa: ARG002`",
+            "block_order: 4 -> 5 in `@functools.lru_cache(maxsize=4)  # the window in use, the"
+            " next, and those of an evaluation set`",
             "order: 4 -> 5 in `@functools.lru_cache(maxsize=4)  # the chunk in use, the next, and"
             " those of an evaluation set`",
         ],
