@@ -75,6 +75,14 @@ def test_each_process_reads_blocks_of_its_own(processes):
     assert sum(map(len, readers)) < 1.05 * len(set().union(*readers))
 
 
+@pytest.mark.parametrize(
+    ("window", "blocks"), [(1, 1), (4, 1), (7, 1), (8, 2), (15, 2), (16, 4), (1000, 128)]
+)
+def test_a_window_holds_a_power_of_two_of_whole_blocks(window, blocks):
+    order = BlockOrder(97, 5, 4, window)
+    assert order.version == f"blocks of 4 in windows of {blocks} blocks, 1"
+
+
 @pytest.mark.parametrize(("block_size", "window"), [(1, 1), (4, 32), (8, 1000), (7, 3), (3, 100)])
 def test_an_order_of_blocks_is_rebuilt_from_its_version(block_size, window):
     order = BlockOrder(97, 5, block_size, window)
