@@ -20,7 +20,6 @@ from sharding.waits import limits
 
 _POLLS_S = [0.005 * 2**n for n in range(6)]  # ever longer: a thousand processes ask
 _GRACE_S = 1.5  # for the verdict on who is late to reach those who are not
-_MOST_SHOWN = 8
 
 Result = TypeVar("Result")
 
@@ -142,7 +141,7 @@ def _comparison(said: Mapping[str, Any], subject: str) -> dict[str, Any]:
         for name, value in json.loads(note["fields"]).items():
             by_field[name][json.dumps(value)].append(who)
     differing = {
-        name: "; ".join(f"{_shown(who)}: {value}" for value, who in values.items())
+        name: "; ".join(f"{coordination.listed(who)}: {value}" for value, who in values.items())
         for name, values in by_field.items()
         if len(values) > 1 or sum(map(len, values.values())) < len(said)
     }
@@ -151,7 +150,7 @@ def _comparison(said: Mapping[str, Any], subject: str) -> dict[str, Any]:
 
 
 def _late(processes: Sequence[int], subject: str) -> dict[str, Any]:
-    late = _shown([f"process {process}" for process in processes])
+    late = coordination.listed([f"process {process}" for process in processes])
     return {"kind": WaitTimeoutError.__name__, "subject": subject, "facts": {"late": late}}
 
 
@@ -189,8 +188,3 @@ def _raise_failures(subject: str) -> None:
                 fix="mend what that process met, and start the job again",
             )
         )
-
-
-def _shown(who: Sequence[str]) -> str:
-    more = len(who) - _MOST_SHOWN
-    return ", ".join(who[:_MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")

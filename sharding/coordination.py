@@ -6,6 +6,7 @@ nobody for a password: keep it on a private network.
 
 import json
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from jax._src import distributed
 from sharding.messages import explain
 
 _ROOT = "datarax_tfds"
+_MOST_LISTED = 8
 
 
 def put(place: str, note: Any) -> None:
@@ -50,6 +52,12 @@ def _asked(request: str, *args: Any, **options: Any) -> Any:
             fix="call initialize() first; else look after process 0, which runs the coordinator",
         )
     )
+
+
+def listed(who: Sequence[str], separator: str = ", ") -> str:
+    """Some of many processes, for a message."""
+    more = len(who) - _MOST_LISTED
+    return separator.join(who[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def named(process: int, host: str) -> str:

@@ -26,7 +26,6 @@ _log = logging.getLogger(__name__)
 FAILED = 70  # exit status; EX_SOFTWARE of sysexits.h
 _LEAST_POLL_S = 0.4
 _MOST_TOLD = 2000  # characters of an error
-_MOST_NAMED = 8  # processes
 _LAST_POLL_S = 0.05
 _LAST_WORDS_S = 3.0  # for the others to hear of an error before the coordinator may be gone
 
@@ -124,7 +123,7 @@ class _Watch:
             message = explain(
                 f"process {self._process}",
                 f"no batch for {stalled:.0f} s, and others are late.",
-                late=_shown(late),
+                late=coordination.listed(list(late.values()), "; "),
                 fix="look after those processes; if they only need longer, set a larger"
                 " stall_timeout_s in initialize()",
             )
@@ -135,7 +134,10 @@ class _Watch:
         if stalled > (self._warned + 1) * limits.warn_s:
             self._warned += 1
             _log.warning(
-                "process %d: no batch for %.0f s; %s", self._process, stalled, _shown(late)
+                "process %d: no batch for %.0f s; %s",
+                self._process,
+                stalled,
+                coordination.listed(list(late.values()), "; "),
             )
 
     def _late(self, now: float, bound: float) -> dict[str, str]:
@@ -194,10 +196,6 @@ def _end_all_with_this(watch: _Watch) -> None:
 def _publish(process: int, error: str) -> None:
     told = error[:_MOST_TOLD].replace("\n", "\n  ")
     coordination.put(f"failed/{process}", {"host": coordination.host(), "error": told})
-
-
-def _shown(late: dict[str, str]) -> str:
-    return "; ".join(list(late.values())[:_MOST_NAMED])
 
 
 def _end_now(message: str, process: int, late: Set[str] = frozenset()) -> None:
