@@ -4,7 +4,8 @@
     scripts/fault_report.py            # at length: kills of real processes, minutes
     scripts/fault_report.py --short    # as the tests run anyway
 
-A row is written by the test that shows it; a test that fails is named, and ends the report with 1.
+A row is written by the test that shows it; where it says how many were tried, all hold if no test
+fails. One that does is named, and ends the report with 1.
 """
 
 import argparse
