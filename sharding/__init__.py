@@ -1,4 +1,4 @@
-"""Which rows of a batch live where: meshes, placement, gathers, processes.
+"""Which rows of a batch live on which devices, and how the processes of a job keep in step.
 
 sharding.initialize()                                 # joins the other processes, if any
 mesh = sharding.make_mesh({"data": -1, "model": 2})
@@ -6,21 +6,12 @@ rows = sharding.batch_sharding(mesh, "data")
 batch = sharding.global_batch(read, 1024, rows)       # each process reads only its rows
 """
 
-from sharding.agreement import agree, busy, done_by_others, run_id
 from sharding.errors import DisagreementError, PeerFailedError, WaitTimeoutError
 from sharding.gathers import Layout, storage_sharding, take_rows
+from sharding.hosts.preemption import Preemption
+from sharding.hosts.processes import initialize
 from sharding.meshes import batch_sharding, make_mesh
-from sharding.placement import (
-    check_batch_size,
-    global_batch,
-    local_rows,
-    on_mesh,
-    processes_of,
-    row_axes,
-    row_shards,
-)
-from sharding.preemption import Preemption
-from sharding.processes import initialize, require_all_processes, resolved_sharding
+from sharding.placement import global_batch, local_rows, row_axes, row_shards
 
 __all__ = [
     "DisagreementError",
@@ -28,22 +19,13 @@ __all__ = [
     "PeerFailedError",
     "Preemption",
     "WaitTimeoutError",
-    "agree",
     "batch_sharding",
-    "busy",
-    "check_batch_size",
-    "done_by_others",
     "global_batch",
     "initialize",
     "local_rows",
     "make_mesh",
-    "on_mesh",
-    "processes_of",
-    "require_all_processes",
-    "resolved_sharding",
     "row_axes",
     "row_shards",
-    "run_id",
     "storage_sharding",
     "take_rows",
 ]

@@ -1,12 +1,12 @@
-"""What goes wrong between the processes of a job."""
+"""The errors of processes that belong to one job."""
 
 
 class DisagreementError(RuntimeError):
-    """The processes of a job were started, or went on, differently."""
+    """The processes of a job were given different arguments, data or positions."""
 
 
 class WaitTimeoutError(TimeoutError):
-    """A wait came to its limit; the message names what did not arrive."""
+    """A wait took longer than its limit; the message says for what or for whom."""
 
 
 class PeerFailedError(RuntimeError):

@@ -1,6 +1,7 @@
-"""Rows by number, out of an array that lies on the mesh: local where it can be, exact always."""
+"""Takes rows by number from an array on the mesh, bit for bit, and locally where possible."""
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -9,31 +10,33 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sharding.placement import row_axes, row_shards
+from sharding.jax_context import without_mesh
+from sharding.placement import Placement, Uncommitted, row_axes, row_shards
 
 Layout = Literal["replicated", "sharded"]
 
 
-def storage_sharding(batch: NamedSharding, layout: Layout) -> NamedSharding:
-    """How an array from which such batches are taken lies on their mesh.
+def storage_sharding(batch: Placement, layout: Layout) -> Placement:
+    """The sharding of an array from which `take_rows` takes batches.
 
     Args:
         batch: The sharding of the batches.
-        layout: `replicated` puts every row on every device, `sharded` cuts the rows over all
-            devices of the mesh, also over the axes on which a batch is replicated.
+        layout: `replicated` puts every row on every device. `sharded` splits the rows over all
+            devices of the mesh, also over the axes along which a batch is replicated.
     """
-    spec = PartitionSpec() if layout == "replicated" else PartitionSpec(_storage_axes(batch))
-    return NamedSharding(batch.mesh, spec)
+    if isinstance(batch, Uncommitted):
+        return batch
+    return NamedSharding(batch.mesh, _storage_spec(batch, layout))
 
 
-def take_rows(rows: Any, numbers: jax.Array, batch: NamedSharding, layout: Layout) -> Any:
-    """Takes rows by number and leaves them placed as a batch.
+def take_rows(rows: Any, numbers: jax.Array, batch: Placement, layout: Layout) -> Any:
+    """Takes rows by number, and places them as a batch.
 
-    From `replicated` rows no byte moves. From `sharded` ones each row crosses the interconnect
-    once, in one `all_to_all` with room for about three standard deviations more than a uniformly
-    random batch needs; a batch that is lopsided beyond that (records in stored order, say)
-    takes a larger exchange of as many bytes as an all-gather of the batch. Bits are moved, never
-    added: every value comes out as it was stored, NaN payloads and -0.0 too.
+    With `replicated` rows no byte moves between devices. With `sharded` rows, each row crosses the
+    interconnect once, in one `all_to_all` whose capacity is about three standard deviations above
+    what a uniformly random batch needs. A batch that exceeds it (such as records in stored order)
+    needs a larger exchange, of as many bytes as an all-gather of the batch. Bits are moved, never
+    added, so every value is returned as it was stored, even -0.0 and the payload of a NaN.
 
     Traceable; works on Auto and Explicit meshes.
 
@@ -41,36 +44,68 @@ def take_rows(rows: Any, numbers: jax.Array, batch: NamedSharding, layout: Layou
         rows: Arrays `[n, ...]` in any pytree, placed by `storage_sharding(batch, layout)`.
         numbers: `[b]` int32, the same on every device; `b` a multiple of `row_shards(batch)`.
             A number outside of `[0, n)` gives a row of zeros.
-        batch: How the result lies on the mesh.
-        layout: That of `rows`.
+        batch: The sharding of the result.
+        layout: The layout of `rows`.
 
     Returns:
         Arrays `[b, ...]` of the dtypes of `rows`.
     """
-    take = _take_local if layout == "replicated" else _take_exchanged
 
     def local(rows: Any, numbers: jax.Array) -> Any:
-        taken = take(jax.tree.map(_bits, rows), numbers, batch)
+        bits = jax.tree.map(_bits, rows)
+        if layout == "replicated" or isinstance(batch, Uncommitted):
+            taken = _take_local(bits, numbers, batch)
+        else:
+            taken = _take_exchanged(bits, numbers, batch)
         return jax.tree.map(lambda bits, like: _valued(bits, like.dtype), taken, rows)
 
-    return jax.shard_map(
-        local,
+    in_specs = (_storage_spec(batch, layout), PartitionSpec())
+    return on_each_device(local, batch, in_specs=in_specs)(rows, numbers)
+
+
+def on_each_device(
+    function: Callable[..., Any], batch: Placement, *, in_specs: tuple[PartitionSpec, ...]
+) -> Callable[..., Any]:
+    """Makes every device run a traceable function on its own part of the arguments.
+
+    Args:
+        function: Takes and returns arrays in pytrees.
+        batch: The placement of the rows that it returns.
+        in_specs: The placement of each of its arguments on the mesh.
+    """
+    if isinstance(batch, Uncommitted):
+        return function
+    mapped = jax.shard_map(
+        function,
         mesh=batch.mesh,
-        in_specs=(storage_sharding(batch, layout).spec, PartitionSpec()),
+        in_specs=in_specs,
         out_specs=PartitionSpec(row_axes(batch)),
         # Devices along the other axes hold the same rows, which the checker cannot infer.
         check_vma=False,
-    )(rows, numbers)
+    )
+
+    def on_own_mesh(*arguments: Any) -> Any:
+        # The caller may have set another mesh.
+        with without_mesh():
+            return mapped(*arguments)
+
+    return on_own_mesh
+
+
+def _storage_spec(batch: Placement, layout: Layout) -> PartitionSpec:
+    if isinstance(batch, Uncommitted) or layout == "replicated":
+        return PartitionSpec()
+    return PartitionSpec(_storage_axes(batch))
 
 
 def _storage_axes(batch: NamedSharding) -> tuple[str, ...]:
-    """Every mesh axis; those of the batch first, so that `device // replicas` is its slice."""
+    """All mesh axes, those of the batch first, so that device `d` has slice `d // replicas`."""
     axes = row_axes(batch)
     return axes + tuple(axis for axis in batch.mesh.axis_names if axis not in axes)
 
 
 def _bits(rows: jax.Array) -> jax.Array:
-    """Floats as integers: on a CPU, XLA computes bfloat16 as float32, which changes NaNs."""
+    """Views floats as integers: XLA computes bfloat16 as float32 on a CPU, which changes NaNs."""
     if not jnp.issubdtype(rows.dtype, jnp.floating):
         return rows
     return lax.bitcast_convert_type(rows, np.dtype(f"u{rows.dtype.itemsize}"))
@@ -81,12 +116,12 @@ def _valued(bits: jax.Array, dtype: np.dtype) -> jax.Array:
 
 
 def _take(rows: Any, numbers: jax.Array) -> Any:
-    # Unsigned, since negative numbers would count from the end.
+    # Unsigned, because negative numbers would count from the end.
     places = numbers.astype(jnp.uint32)
     return jax.tree.map(lambda part: part.at[places].get(mode="fill", fill_value=0), rows)
 
 
-def _take_local(rows: Any, numbers: jax.Array, batch: NamedSharding) -> Any:
+def _take_local(rows: Any, numbers: jax.Array, batch: Placement) -> Any:
     if row_shards(batch) > 1:
         numbers = numbers.reshape(row_shards(batch), -1)[lax.axis_index(row_axes(batch))]
     return _take(rows, numbers)
@@ -95,9 +130,10 @@ def _take_local(rows: Any, numbers: jax.Array, batch: NamedSharding) -> Any:
 def _take_exchanged(rows: Any, numbers: jax.Array, batch: NamedSharding) -> Any:
     """One device's part of the exchange: sends the rows it owns, receives those it serves.
 
-    Devices that hold the same slice of the batch receive a part of it each, and share.
+    Devices that hold the same slice of the batch each receive a part of it, and then exchange the
+    parts.
     """
-    axes, devices = _storage_axes(batch), batch.mesh.size
+    axes, devices = _storage_axes(batch), batch.num_devices
     owned = jax.tree.leaves(rows)[0].shape[0]
     device = lax.axis_index(axes)
 
@@ -108,34 +144,34 @@ def _take_exchanged(rows: Any, numbers: jax.Array, batch: NamedSharding) -> Any:
     wanted = jnp.pad(slices, filling, constant_values=devices * owned).reshape(devices, share)
     owners = wanted // owned
 
-    # A row's seat is its rank among the rows that one owner sends to one device.
+    # A row's slot is its rank among the rows that one owner sends to one device.
     sent = owners == device
-    sent_seats = jnp.cumsum(sent, axis=1, dtype=jnp.int32) - 1
+    sent_slots = jnp.cumsum(sent, axis=1, dtype=jnp.int32) - 1
     owner = owners[device]
     from_owner = owner[:, None] == jnp.arange(devices, dtype=jnp.int32)[None, :]
     ranks = jnp.cumsum(from_owner, axis=0, dtype=jnp.int32) - 1
-    seat = jnp.sum(jnp.where(from_owner, ranks, 0), axis=1, dtype=jnp.int32)
+    slot = jnp.sum(jnp.where(from_owner, ranks, 0), axis=1, dtype=jnp.int32)
 
-    def exchange(seats: int) -> Any:
-        seated = (jnp.arange(devices)[:, None], jnp.where(sent, sent_seats, seats))
-        places = jnp.full((devices, seats), owned, jnp.int32)
-        places = places.at[seated].set(wanted - device * owned, mode="drop")
+    def exchange(capacity: int) -> Any:
+        slots = (jnp.arange(devices)[:, None], jnp.where(sent, sent_slots, capacity))
+        places = jnp.full((devices, capacity), owned, jnp.int32)
+        places = places.at[slots].set(wanted - device * owned, mode="drop")
 
         def swapped(outgoing: jax.Array) -> jax.Array:
             incoming = lax.all_to_all(outgoing, axes, split_axis=0, concat_axis=0)
-            return incoming.reshape(devices * seats, *incoming.shape[2:])
+            return incoming.reshape(devices * capacity, *incoming.shape[2:])
 
-        return _take(jax.tree.map(swapped, _take(rows, places)), owner * seats + seat)
+        return _take(jax.tree.map(swapped, _take(rows, places)), owner * capacity + slot)
 
     fair = share / devices
-    seats = min(share, math.ceil(fair + 3 * math.sqrt(fair)))
-    if seats == share:
+    capacity = min(share, math.ceil(fair + 3 * math.sqrt(fair)))
+    if capacity == share:
         part = exchange(share)
     else:
         pairs = jnp.arange(devices, dtype=jnp.int32)[:, None] * devices + owners
         loads = jnp.zeros(devices**2, jnp.int32).at[pairs].add(1, mode="drop")
-        fits = jnp.max(loads) <= seats
-        part = lax.cond(fits, lambda: exchange(seats), lambda: exchange(share))
+        fits = jnp.max(loads) <= capacity
+        part = lax.cond(fits, lambda: exchange(capacity), lambda: exchange(share))
     if replicas == 1:
         return part
     others = axes[len(row_axes(batch)) :]

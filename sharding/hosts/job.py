@@ -1,0 +1,50 @@
+"""What this process knows of the job that it belongs to, in one object: `job`."""
+
+import threading
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Limits:
+    """How long this process waits: the arguments of `initialize`, which describes them."""
+
+    timeout_s: float = 300.0
+    stall_warn_s: float = 30.0
+    stall_timeout_s: float | None = None
+
+
+@dataclass
+class Progress:
+    """The progress and the present work of this process, which the others are told."""
+
+    steps: int = 0  # batches handed out
+    pieces: int = 0  # finished pieces of other work: files indexed, records loaded
+    activity: str | None = None  # of the thread that this process waits for: "decoding records"
+    at_rendezvous: bool = False  # whether it waits at a rendezvous, which logs who is late
+
+
+@dataclass
+class Attendance:
+    """The last verdict that this process took in the rendezvous of one group of processes."""
+
+    number: int = 0  # the number of that verdict
+    unanswered: str | None = None  # what it has said since then, if there is no verdict on it yet
+
+
+@dataclass
+class Job:
+    """What this process knows of its job."""
+
+    limits: Limits = field(default_factory=Limits)
+    progress: Progress = field(default_factory=Progress)
+    attendances: dict[str, Attendance] = field(default_factory=dict)  # by group of processes
+    # Two threads at a rendezvous at once would take each other's verdict.
+    rendezvous_turn: AbstractContextManager[Any] = field(default_factory=threading.RLock)
+    is_watched: bool = False  # whether a thread monitors the other processes
+    handles_preemption: bool = False  # whether the program has built a `Preemption`
+    is_forked_child: bool = False  # of a process that is connected to the others
+
+
+job = Job()
