@@ -4,52 +4,37 @@
     for batch in Pipeline(source=source, batch_size=128):
         train_step(model, batch)
 
-Checkpoints: `datarax_tfds.checkpoint`. Meshes and processes: the names of `sharding`, here too.
+Checkpoints are in `datarax_tfds.checkpoint`. The functions for meshes and processes are here, too.
 """
 
-from datarax_tfds.audit import Audit, audit
-from datarax_tfds.config import TFDSEagerConfig, TFDSStreamingConfig
-from datarax_tfds.cursor import Cursor
-from datarax_tfds.cursor_log import CursorLog
-from datarax_tfds.errors import DataLossError, DatasetNotFoundError, StateMismatchError, TrustError
-from datarax_tfds.pipeline import Pipeline
-from datarax_tfds.prefetch import prefetch_to_device
-from datarax_tfds.spec import Unbatched
-from datarax_tfds.tfds_source import TFDSEagerSource, TFDSStreamingSource, from_tfds
-from sharding import (
-    DisagreementError,
-    PeerFailedError,
-    Preemption,
-    WaitTimeoutError,
-    batch_sharding,
-    global_batch,
-    initialize,
-    make_mesh,
-)
+import sys
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Audit",
-    "Cursor",
-    "CursorLog",
-    "DataLossError",
-    "DatasetNotFoundError",
-    "DisagreementError",
-    "PeerFailedError",
-    "Pipeline",
-    "Preemption",
-    "StateMismatchError",
-    "TFDSEagerConfig",
-    "TFDSEagerSource",
-    "TFDSStreamingConfig",
-    "TFDSStreamingSource",
-    "TrustError",
-    "Unbatched",
-    "WaitTimeoutError",
-    "audit",
-    "batch_sharding",
-    "from_tfds",
-    "global_batch",
-    "initialize",
-    "make_mesh",
-    "prefetch_to_device",
-]
+import datarax_tfds._sharding_is_ours  # noqa: F401  # it raises if `sharding` is another package
+
+if TYPE_CHECKING:
+    from datarax_tfds.public_names import *  # noqa: F403  # what `__getattr__` finds
+
+    __version__: str
+
+
+def __getattr__(name: str) -> Any:
+    """Imports JAX and the public names when the first of them is used.
+
+    `datarax-tfds --help` needs none of them, and JAX alone takes seconds to import.
+    """
+    if name == "__version__":
+        return version("datarax-tfds")
+    if name == "__all__" or not name.startswith("__"):
+        import datarax_tfds.public_names as public_names
+
+        names = {"__all__": public_names.__all__}
+        globals().update(names | {each: getattr(public_names, each) for each in names["__all__"]})
+    # Finds a public name or an imported submodule, or raises Python's own error.
+    return object.__getattribute__(sys.modules[__name__], name)
+
+
+def __dir__() -> list[str]:
+    __getattr__("__all__")
+    return sorted(globals())

@@ -1,11 +1,11 @@
-"""Where a pipeline stands, as an item of an Orbax checkpoint.
+"""Saves and restores the state of a pipeline as an item of an Orbax checkpoint.
 
 manager.save(step, args=ocp.args.Composite(
     model=ocp.args.StandardSave(state), data=DataSave(pipeline)))
 ...
 manager.restore(step, args=ocp.args.Composite(
     model=ocp.args.StandardRestore(state), data=DataRestore(pipeline)))
-# and the pipeline goes on from there
+# and the pipeline continues from there
 """
 
 import asyncio
@@ -20,9 +20,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import future
 
-from datarax_tfds import state_file
-from datarax_tfds.valid_steps import latest_valid_step
-from sharding import agree
+from datarax_tfds.state import state_file
+from datarax_tfds.state.valid_steps import latest_valid_step
+from sharding.hosts.agreement import agree
+from sharding.placement import processes_of
 
 __all__ = [
     "DataCheckpointable",
@@ -35,7 +36,7 @@ __all__ = [
 
 
 class Stateful(Protocol):
-    """What has a place to save: a `Pipeline`, a source."""
+    """Something with a state to save: a `Pipeline` or a source."""
 
     def get_state(self) -> dict[str, Any]: ...
 
@@ -49,30 +50,51 @@ class PathAwaitingCreation(Protocol):
 
 
 class DataHandler(ocp.AsyncCheckpointHandler):
-    """One small file, written by process 0 and read by all.
+    """Writes one small file into each directory of a checkpoint.
 
-    Orbax stores the name of this class in every checkpoint, so it does not move.
+    Process 0 writes it during the save. Orbax then calls `finalize` in the primary process of every
+    directory. That writes the file if it is missing, because the primary process is not process 0,
+    or because every process has its own directory (`MultiprocessingOptions(primary_host=None)`).
+
+    Orbax stores the name of this class in every checkpoint, so the class must not move.
     """
 
+    def __init__(self):
+        self._state: dict[str, Any] | None = None
+
     async def async_save(self, directory: Path, args: "DataSave") -> list[Any]:
+        self._state = args.state
         return [future.CommitFutureAwaitingContractedSignals(_write(directory, args.state))]
 
     def save(self, directory: Path, args: "DataSave") -> None:
+        self._state = args.state
         asyncio.run(_write(directory, args.state))
 
-    def restore(self, directory: Path, args: "DataRestore") -> dict[str, Any]:
+    def finalize(self, directory: epath.Path) -> None:
+        if self._state is not None and not directory.joinpath(state_file.NAME).exists():
+            state_file.write(directory, self._state)
+
+    def restore(self, directory: Path, args: "DataRestore | None" = None) -> dict[str, Any]:
         state = state_file.read(directory)
-        args.pipeline.set_state(state)
+        if args is not None and args.pipeline is not None:
+            args.pipeline.set_state(state)
         return state
+
+    def metadata(self, directory: epath.Path) -> dict[str, Any]:
+        """The state itself, as `CheckpointManager.item_metadata` shows it."""
+        return state_file.read(directory)
 
 
 @ocp.args.register_with_handler(DataHandler, for_save=True)
 @dataclass
 class DataSave(ocp.args.CheckpointArgs):
-    """Saves the place of a pipeline (or a source) as it is now, when this is built.
+    """Saves the state that a pipeline (or a source) has when this object is built.
+
+    All processes of the pipeline's mesh have to build it, because they compare their states. If
+    only process 0 builds it, it waits for the others until the time limit, and raises.
 
     Args:
-        pipeline: Whose place. It may go on at once, also while a save is under way.
+        pipeline: The pipeline to save. It may continue at once, even during the save.
     """
 
     pipeline: Stateful
@@ -85,51 +107,61 @@ class DataSave(ocp.args.CheckpointArgs):
 @ocp.args.register_with_handler(DataHandler, for_restore=True)
 @dataclass
 class DataRestore(ocp.args.CheckpointArgs):
-    """Moves a pipeline (or a source) to a saved place, on every process.
+    """Restores a pipeline (or a source) to a saved state, on every process.
 
-    The restored item is the state itself. Raises `StateMismatchError` where the state is damaged,
-    or of another dataset, split, order, seed or remainder; the pipeline then stays where it was.
+    The restored item is the state, a dict. Without a pipeline, as when tools call
+    `manager.restore(step)`, it is only returned. Raises `StateMismatchError` if the state is
+    damaged, or of another dataset, split, order, seed or remainder, and then does not change the
+    pipeline.
 
     Args:
-        pipeline: What goes on from there.
+        pipeline: The pipeline to restore.
     """
 
-    pipeline: Stateful
+    pipeline: Stateful | None = None
 
 
 class DataCheckpointable:
-    """A pipeline (or a source) for `orbax.checkpoint.v1`: its place, beside a model.
+    """Saves and restores a pipeline (or a source) with `orbax.checkpoint.v1`.
 
     v1.save_checkpointables(path, {"model": state, "data": DataCheckpointable(pipeline)})
     v1.load_checkpointables(path, {"model": state, "data": DataCheckpointable(pipeline)})
 
-    The same file as that of `DataSave`, with the same errors.
+    It writes the same file as `DataSave`, and raises the same errors.
 
     Args:
-        pipeline: Whose place. What is saved is where it stands when the save begins.
+        pipeline: The pipeline, whose state at the beginning of the save is saved.
     """
 
     def __init__(self, pipeline: Stateful):
         self._pipeline = pipeline
 
     async def save(self, directory: PathAwaitingCreation) -> Awaitable[None]:
+        # Orbax has no public name for the options that apply here.
+        from orbax.checkpoint.experimental.v1._src.context import context
+
+        primary = context.get_context().multiprocessing_options.primary_host
         state = _agreed(self._pipeline)
 
         async def write() -> None:
-            await _write(await directory.await_creation(), state)
+            there = await directory.await_creation()
+            if primary in (None, jax.process_index()):
+                state_file.write(there, state)
 
         return write()
 
     async def load(self, directory: epath.Path) -> Awaitable[None]:
-        # Not in what is awaited later: Orbax reports errors of that as a wrong handler.
+        # Not in the awaitable, because Orbax reports errors in it as those of a wrong handler.
         self._pipeline.set_state(state_file.read(directory))
         return asyncio.sleep(0)
 
 
 def _agreed(pipeline: Stateful) -> dict[str, Any]:
-    """The state, which must be the same on every process: one of them writes it."""
+    """The state, which must be the same on every process, because one process writes it."""
     state = pipeline.get_state()
-    agree("save", state, range(jax.process_count()))
+    sharding = getattr(getattr(pipeline, "source", pipeline), "sharding", None)
+    processes = range(jax.process_count()) if sharding is None else processes_of(sharding)
+    agree("save", state, processes)
     return state
 
 

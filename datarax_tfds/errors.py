@@ -1,12 +1,41 @@
-"""The few errors of our own; bad arguments are `ValueError` and `TypeError`."""
+"""The errors of this package. Wrong arguments raise `ValueError` or `TypeError`."""
+
+from typing import Self
+
+import flax.errors
+
+# The fixes for a damaged file of a dataset, and for a damaged record in one.
+RESTORE = (
+    "put back an intact copy of the file, or delete its directory and prepare the dataset again"
+)
+RESTORE_OR_SKIP = (
+    f"{RESTORE}; or set max_corrupt_records=1 in the config, so that the next record is delivered"
+    " in the place of this one"
+)
 
 
 class DatasetNotFoundError(FileNotFoundError):
-    """The dataset is not on this machine, and may not or cannot be prepared."""
+    """The dataset is not prepared on this machine, and must not or cannot be prepared."""
 
 
 class DataLossError(RuntimeError):
-    """The bytes on disk are not what the metadata of the dataset promise."""
+    """Files are damaged, or are not what the metadata of the dataset say.
+
+    Attributes:
+        record: The number of the corrupt record; None if something else is damaged.
+        reason: What is wrong with that record, in a few words.
+        row: The row of the record in the call that read it, if a read with another seed may
+            succeed, as a crop of the intact part of an image; None if every read fails.
+    """
+
+    record: int | None = None
+    reason: str = ""
+    row: int | None = None
+
+    def of_record(self, record: int, reason: str, row: int | None = None) -> Self:
+        """Names the corrupt record that is the cause, and returns the error."""
+        self.record, self.reason, self.row = record, reason, row
+        return self
 
 
 class StateMismatchError(ValueError):
@@ -14,4 +43,11 @@ class StateMismatchError(ValueError):
 
 
 class TrustError(ValueError):
-    """A dataset asks for more than to be read: for code, or for files elsewhere."""
+    """A dataset would run code that is not imported, or read files that are not part of it."""
+
+
+class CursorTraceError(flax.errors.TraceContextError):
+    """A batch is requested inside a function that JAX traces, where the cursor would not move."""
+
+    def __init__(self, message: str):
+        Exception.__init__(self, message)  # without the link that Flax appends

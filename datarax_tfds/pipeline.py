@@ -1,71 +1,84 @@
-"""A source and the stages behind it, as batches: one compiled program a step."""
+"""Turns the records of a source, and the stages after it, into batches."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from itertools import accumulate
-from typing import Any, NamedTuple, NoReturn, Self
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from itertools import accumulate, starmap
+from typing import Any, Self
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
-from jax.sharding import NamedSharding
 
-from datarax_tfds.arguments import require_rngs
-from datarax_tfds.cursor import Cursor, Remainder, Schedule
-from datarax_tfds.opened import Records
-from datarax_tfds.prefetch import handed_out
-from datarax_tfds.source import Source, constructor_signature, refuse_pickling
-from datarax_tfds.spec import require_arrays
-from datarax_tfds.stages import Batch, Stage, StageGraph, are_random, chain, graph_of, values_of
-from datarax_tfds.state import Identity, restored, saved
-from sharding import check_batch_size, on_mesh, take_rows
-from sharding.integers import is_integer
-from sharding.messages import explain
+from datarax_tfds.decoding.record_spec import require_arrays
+from datarax_tfds.order.cursor import Cursor, Remainder, Schedule, warn_of_repeats
+from datarax_tfds.order.sampler import BatchAt, Traced
+from datarax_tfds.records.records import BatchInputs
+from datarax_tfds.runtime.copying import not_copied
+from datarax_tfds.runtime.signatures import constructor_signature
+from datarax_tfds.sources.arguments import require
+from datarax_tfds.sources.prefetch import RestOfEpoch, Taken
+from datarax_tfds.sources.source import Source
+from datarax_tfds.stages.donation import Donation
+from datarax_tfds.stages.graph import chain, graph_of
+from datarax_tfds.stages.programs import (
+    MASK,
+    NUMBER,
+    BatchExtras,
+    scan_program,
+    step_program,
+    through_stages,
+)
+from datarax_tfds.stages.stages import Batch, Stage, StageGraph, are_random
+from datarax_tfds.state.state import Identity, cursor_from_state, to_state
+from sharding.checks import is_integer, refused
+from sharding.jax_context import OwnContext, users_context
+from sharding.placement import as_arguments, check_batch_size, mesh_of, on_mesh
 
-MASK, NUMBER = "mask", "record_number"
+_DONATED = ("modules", "init_carry")  # what `scan` can donate
+_FAULT_FINDERS = ("jax_debug_nans", "jax_debug_infs", "jax_disable_jit")
 
 
+@not_copied
 class Pipeline(nnx.Module):
-    """Batches of a source, through stages, from the source's cursor.
+    """Makes batches from the records of a source, and passes them through stages.
 
         pipeline = Pipeline(source=source, stages=[normalize], batch_size=128)
         for batch in pipeline:          # the rest of the current epoch
             train_step(model, batch)
 
-    Three ways to drive it give the same batches: this loop, `step` inside a function of your own
-    that `nnx.jit` compiles, and `scan`, many steps as one program.
+    There are three ways to drive it, which give the same batches: this loop, `step` inside a
+    function of your own that `nnx.jit` compiles, and `scan`, which runs many steps as one program.
 
-    Batch k is the same, bit for bit, wherever it is made. The cursor is the source's own; it
-    counts the batches that were handed out, whatever is prefetched.
+    Batch k holds the same records, bit for bit, on any mesh and any number of processes. The cursor
+    is that of the source. It counts the batches that were handed out, not those prefetched.
 
-    A stage is a function of a batch, or an NNX module, whose state stays with it. If it takes
-    `keys`, it is given a PRNG key for each record, `[batch_size]`. A module that holds `nnx.Rngs`
-    is applied to each record alone, as a batch of one, with streams of that record's own. Both
-    depend on nothing but the seed of the source, the epoch and the number of the record (and the
-    module's own streams): a record is augmented alike on any number of hosts, in a batch of any
-    size, and after any resume.
+    A stage is a function of a batch, or an NNX module that keeps its own state. A stage with a
+    parameter `keys` gets a PRNG key for each record, `[batch_size]`. A module that holds `nnx.Rngs`
+    sees one record at a time, as a batch of one, with random streams of that record. The random
+    numbers depend only on the seed of the source, the epoch, the number of the record, the place of
+    the stage and the module's own streams. So a record is augmented identically on any number of
+    hosts, in a batch of any size, and after any resume.
 
     Args:
         source: Where records come from.
         stages: Applied in order to each batch, compiled with the gather into one program.
         batch_size: Rows over all processes, a multiple of the row shards of the source.
-        rngs: Kept as `rngs`, for callers that hand streams around.
-        remainder: What the last batch of an epoch holds if `batch_size` does not divide the epoch.
-            `wrap` completes it from the next epoch, `drop` leaves the records out, and `pad`
-            fills it with zeros; then every batch has a bool `mask`, `[batch_size]`, true for
-            records.
-        record_numbers: Whether every batch has a `record_number`, `[batch_size]` int32: the place
-            of each record as stored, -1 for padding. It passes by the stages.
+        rngs: Stored as `pipeline.rngs`; the pipeline itself does not use it.
+        remainder: What happens to the last batch of an epoch if `batch_size` does not divide it:
+            `wrap` completes it from the next epoch, `drop` skips those records, and `pad` fills
+            the batch with zeros. With `pad`, every batch has a bool `mask`, `[batch_size]`, true
+            for records.
+        record_numbers: Whether every batch has a `record_number`, `[batch_size]` int32: the stored
+            number of each record, -1 for padding. Stages do not get it. If a corrupt record is
+            replaced, the number is still that of the corrupt record.
 
     Raises:
-        TypeError: A source, or a stage, that is none.
-        ValueError: A batch size that does not divide over the mesh, records that cannot be rows of
-            an array, `drop` with fewer records than one batch, or a feature that is itself named
-            `mask` or `record_number` where that is added.
+        TypeError: `source` is not a source, or a stage cannot be called.
+        ValueError: The batch size does not divide over the mesh, the records cannot be rows of an
+            array, `drop` would skip all of them, or a feature is itself named `mask` or
+            `record_number` and would be overwritten.
     """
 
     def __init__(
@@ -77,41 +90,38 @@ class Pipeline(nnx.Module):
         rngs: nnx.Rngs | None = None,
         remainder: Remainder = "wrap",
         record_numbers: bool = False,
+        _graph: StageGraph | None = None,
     ):
         if not isinstance(source, Source):
-            raise TypeError(
-                explain(
-                    "Pipeline",
-                    "batches come from a source.",
-                    source=type(source).__name__,
-                    fix="pass a TFDSEagerSource or a TFDSStreamingSource, or use from_tfds",
-                )
+            raise refused(
+                TypeError,
+                "Pipeline",
+                f"source must be a datarax_tfds source, got {type(source).__name__}.",
+                source=type(source).__name__,
+                fix="pass a source, as source=from_tfds('mnist', 'train')",
             )
-        require_rngs(rngs, "Pipeline")
-        graph = chain(stages)
+        require("Pipeline", rngs=rngs)
+        graph = chain(stages) if _graph is None else _graph
         check_batch_size(batch_size, source.sharding)
-        require_arrays(source.element_spec(), source.name)
+        mapped = source.config.map_fn is not None
+        require_arrays(source.element_spec(), source.name, mapped=mapped)
         self.source = source
         self.stages = nnx.List(stages)
         self.batch_size = int(batch_size)
         self.rngs = rngs
-        self._link(graph)
+        self._graph = nnx.static(graph)
+        self._random = are_random(self.stages)
+        self._staged = nnx.static(step_program(source.records, graph, source.sharding))
+        self._scanned = nnx.static(scan_program(source.records, graph, source.sharding))
         self.schedule = Schedule(len(source), self.batch_size, remainder)
+        if remainder == "wrap" and self.batch_size > len(source):
+            warn_of_repeats(f"Pipeline of {source.name}", self.batch_size, len(source))
         self.record_numbers = record_numbers
-        added = {MASK: remainder == "pad", NUMBER: record_numbers}
-        for name in (name for name, adds in added.items() if adds):
-            if name in source.element_spec():
-                raise ValueError(
-                    explain(
-                        "Pipeline",
-                        f"{name!r} is added to a batch, and the records have one already.",
-                        source=source.name,
-                        fix=f"leave that feature out with exclude_keys={{{name!r}}}, or do without"
-                        " remainder='pad' and record_numbers",
-                    )
-                )
-        fields = {"batch_size": self.batch_size, "remainder": remainder, "stages": len(stages)}
-        source.agree("Pipeline", dataclasses.asdict(source.cursor) | fields)
+        self._require_free_names()
+        # The order of the stages counts, too: it decides their random keys.
+        stated = {"stages": list(graph.names), "edges": graph.edges}
+        stated |= {"batch_size": self.batch_size, "remainder": remainder}
+        source.agree("Pipeline", dataclasses.asdict(source.cursor) | stated)
 
     @classmethod
     def from_dag(
@@ -137,64 +147,72 @@ class Pipeline(nnx.Module):
             )
 
         Args:
-            source: As for `Pipeline`.
+            source: Where records come from.
             nodes: Stages by name. Each takes as many batches as it has edges.
-            edges: For each name, those whose results it takes, in the order of its parameters; none
-                for the batch of the source.
-            sink: Whose result is handed out.
-            batch_size: As for `Pipeline`.
-            rngs: Likewise.
-            remainder: Likewise.
-            record_numbers: Likewise.
+            edges: For each name, the nodes whose results it takes, in the order of its parameters.
+                An empty list stands for the batch of the source.
+            sink: The node whose result is the batch of the pipeline.
+            batch_size: As for `Pipeline`, like the arguments below.
+            rngs: As for `Pipeline`.
+            remainder: As for `Pipeline`.
+            record_numbers: As for `Pipeline`.
 
         Raises:
-            TypeError: As for `Pipeline`; and nodes or edges that are no dict.
-            ValueError: As for `Pipeline`; and a name without a stage, a stage without edges, a
-                cycle, or a stage that the sink does not depend on.
+            TypeError: As for `Pipeline`; also if `nodes` or `edges` is not a dict.
+            ValueError: As for `Pipeline`; also if a name has no stage, a stage has no edges, there
+                is a cycle, or the sink does not need one of the stages.
         """
         graph, stages = graph_of(nodes, edges, sink)
-        pipeline = cls(
+        return cls(
             source=source,
+            stages=stages,
             batch_size=batch_size,
             rngs=rngs,
             remainder=remainder,
             record_numbers=record_numbers,
+            _graph=graph,
         )
-        pipeline.stages = nnx.List(stages)
-        pipeline._link(graph)
-        return pipeline
 
-    def _link(self, graph: StageGraph) -> None:
-        self._graph = nnx.static(graph)
-        self._random = are_random(self.stages)
-        self._staged = nnx.static(_staged(self.source.records, graph, self.source.sharding))
-        self._scanned = nnx.static(_scanned(self.source.records, graph, self.source.sharding))
+    def _require_free_names(self) -> None:
+        """Raises if the records already have a feature named `mask` or `record_number`."""
+        source = self.source
+        added = {MASK: self.schedule.remainder == "pad", NUMBER: self.record_numbers}
+        taken = {*source.element_spec(), *(source.config.host_keys or ())}
+        for name in (name for name, adds in added.items() if adds and name in taken):
+            rid = "let map_fn name that feature otherwise"
+            if source.config.map_fn is None:
+                rid = f"leave that feature out with exclude_keys={{{name!r}}}"
+            raise refused(
+                ValueError,
+                "Pipeline",
+                f"{name!r} would be added to a batch, but the records have a feature of that name.",
+                source=source.name,
+                fix=f"{rid}, or do without remainder='pad' and record_numbers",
+            )
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches from the cursor to the end of its epoch."""
-        return handed_out(self, size=0)
+        """Iterates over the batches from the cursor to the end of its epoch."""
+        return RestOfEpoch(self, size=0)
 
     def __len__(self) -> int:
-        """How many batches the next `for` hands out."""
+        """The number of batches from the cursor to the end of its epoch."""
         return self.schedule.steps(self.cursor)
 
     def step(self) -> Batch:
-        """The next batch, running on into the next epoch.
+        """Returns the next batch. After the last one of an epoch, the next epoch begins.
 
-        Inside a compiled function, pass the pipeline as an argument, and use `nnx.jit`:
+        To call it inside a compiled function, use `nnx.jit` and pass the pipeline as an argument:
 
             @nnx.jit
             def train_step(model, optimizer, pipeline):
                 batch = pipeline.step()
 
+        Such a batch lacks the `host_keys`.
+
         Raises:
-            NotImplementedError: In a compiled function, of a stream.
+            NotImplementedError: It is called in a compiled function, and the source is a stream.
         """
-        before = self.cursor
-        traced = isinstance(before.index, jax.core.Tracer)
-        batch = self._batch_within(before) if traced else self._batch(before)
-        self.move_to(self.schedule.after(before))
-        return batch
+        return self.advance(self._read)
 
     def scan(
         self,
@@ -203,60 +221,76 @@ class Pipeline(nnx.Module):
         length: int,
         modules: Sequence[Any] = (),
         init_carry: Any = None,
+        donate_argnames: str | Sequence[str] = ("modules",),
     ) -> Any:
-        """`length` steps as one XLA program, over the ends of epochs.
+        """Runs `length` steps as one XLA program, also past the end of an epoch.
 
             losses = pipeline.scan(train_step, length=len(pipeline), modules=(model, optimizer))
 
-        Compiled once for a `step_fn`, a length and a structure of the modules: pass the same
-        function each time.
+        The program is compiled once per `step_fn`, `length` and structure of the modules: pass the
+        same function each time.
 
         Args:
-            step_fn: `step_fn(*modules, batch)`, which may change the modules and returns what is to
-                be collected, or `step_fn(carry, *modules, batch)`, which returns a new carry, too.
-            length: How many steps.
-            modules: NNX modules, as a model and its optimizer; they keep what the steps change.
-            init_carry: The first carry; absent for the first form.
+            step_fn: `step_fn(*modules, batch)` returns an output, and may change the modules. With
+                `init_carry`, `step_fn(carry, *modules, batch)` returns a new carry and an output.
+                The batch lacks the `host_keys`.
+            length: The number of steps.
+            modules: NNX modules, such as a model and its optimizer. They keep what the steps
+                change.
+            init_carry: The first carry; None if `step_fn` takes no carry.
+            donate_argnames: What is donated to the program, as in `jax.jit`, so that it does not
+                exist twice in memory. By default these are the arrays of `modules` and of the
+                stages: afterwards the modules hold new arrays, and the old ones are deleted, also
+                where something else refers to them (`nnx.state(model)`, or a clone).
+                `("modules", "init_carry")` also donates the first carry; `()` donates nothing.
+                Nothing is donated under `jax_debug_nans` or `jax_debug_infs`.
 
         Returns:
-            What the steps returned, stacked, `[length, ...]`; with a carry, `(carry, stacked)`.
+            The outputs of the steps, stacked: `[length, ...]`; with a carry, `(carry, outputs)`.
 
         Raises:
-            NotImplementedError: Of a stream.
-            TypeError: `step_fn` is no function, or `modules` no list.
-            ValueError: `length` is not a positive integer.
+            NotImplementedError: The source is a stream.
+            TypeError: `step_fn` is not a function, or `modules` is not a list.
+            ValueError: `length` is not a positive integer, or `donate_argnames` has other names
+                than these two.
+            CursorTraceError: It is called in a function that JAX traces, such as `step_fn` itself.
         """
-        if not callable(step_fn) or not isinstance(modules, list | tuple | nnx.List):
-            raise TypeError(
-                explain(
-                    "Pipeline.scan",
-                    "step_fn is a function, and modules are what it takes beside the batch.",
-                    step_fn=type(step_fn).__name__,
-                    modules=type(modules).__name__,
-                    fix="pass scan(step_fn, length=..., modules=(model, optimizer))",
-                )
-            )
-        if not is_integer(length, 1):
-            raise ValueError(
-                explain(
-                    "Pipeline.scan",
-                    "length is a number of steps.",
-                    length=repr(length),
-                    fix="use length=len(pipeline) for the rest of the epoch",
-                )
-            )
-        numbers, rows, end = self._steps(length)
-        shared, numbers = self.source.records.fetch_steps(numbers)
-        graphdef, state = nnx.split((self.stages, tuple(modules)))
-        (state, carry), outputs = self._scanned(
-            shared,
-            (numbers, rows),
-            on_mesh((state, init_carry), self.source.sharding.mesh),
-            graphdef,
-            step_fn,
-        )
-        nnx.update((self.stages, tuple(modules)), state)
-        self.move_to(end, batches=length)
+        _require_scannable(step_fn, length, modules)
+        donated_names = _donated_names(donate_argnames)
+        self.source.require_movable()
+        nodes = (self.stages, tuple(modules))
+        done: list[Any] = []
+        with self.source.turn:
+            before = self.cursor
+            numbers, rows, end = self._steps(length)
+            shared, numbers = self.source.records.scan_inputs(numbers)
+            graphdef, state = nnx.split(nodes)
+            steps = as_arguments((numbers, rows), self.source.sharding)
+            start = on_mesh((state, init_carry), self.source.sharding)
+            # To find a NaN, JAX runs a program again, so it must not donate the arguments.
+            flags = jax.config.values
+            runs_once = not (flags["jax_debug_nans"] or flags["jax_debug_infs"])
+            wanted = tuple(runs_once and name in donated_names for name in _DONATED)
+            donation = Donation.of(start, wanted, shared)
+            donated, kept = donation.split(start)
+            del state, start
+            call = donated, kept, shared, steps, donation, graphdef, step_fn
+
+            def keep() -> None:
+                nnx.update(nodes, done[0][0][0])
+                self.advance_to(end, batches=length)
+
+            try:
+                # `extend` is one call into C, so an interrupt comes before or after it. The arrays
+                # of the modules were donated, so the modules must get those of the program.
+                with users_context(mesh_of(self.source.sharding)):
+                    done.extend(starmap(self._scanned, [call]))
+                keep()
+            except BaseException:
+                if done and self.cursor == before:
+                    keep()
+                raise
+        (_, carry), outputs = done[0]
         return outputs if init_carry is None else (carry, outputs)
 
     @property
@@ -264,26 +298,24 @@ class Pipeline(nnx.Module):
         """The next position to hand out: the source's."""
         return self.source.cursor
 
-    def move_to(self, cursor: Cursor, batches: int = 1) -> None:
-        """Goes on from another position, as many batches ahead."""
-        if self.schedule.remainder == "drop":
-            before = self.cursor
-            passed = (cursor.epoch - before.epoch) * len(self.source) + cursor.index - before.index
-            self.source.left_out(passed - batches * self.batch_size)
-        self.source.move_to(cursor)
+    def advance(self, read: Callable[[Cursor], Taken]) -> Any:
+        """Returns what `read` makes, and moves the cursor past it. An error undoes the move."""
+        return self.source.advance(read)
 
-    def ahead(self) -> Iterator[tuple[Cursor, Batch, Cursor]]:
-        """The rest of the epoch, without moving the cursor: where each batch begins, the batch,
-        and where the next one does.
-        """
+    def advance_to(self, cursor: Cursor, batches: int = 1) -> None:
+        """Moves the cursor forward, past `batches` batches that were handed out."""
+        self.source.advance_to(cursor, self._records_of(batches))
+
+    def upcoming(self) -> Iterator[tuple[Cursor, Taken]]:
+        """Yields the rest of the epoch, each batch with its cursor, without moving the source."""
         before = self.cursor
         for _ in range(len(self)):
-            after = self.schedule.after(before)
-            yield before, self._batch(before), after
-            before = after
+            taken = self._read(before)
+            yield before, taken
+            before = taken.after
 
     def reset(self, seed: int | None = None) -> None:
-        """Goes back to the first record of epoch 0; with a seed, of another order."""
+        """Goes back to the first record of epoch 0. A seed also changes the order."""
         self.source.reset(seed)
 
     @property
@@ -292,82 +324,112 @@ class Pipeline(nnx.Module):
         return dataclasses.replace(self.source.identity, remainder=self.schedule.remainder)
 
     def get_state(self) -> dict[str, Any]:
-        """The cursor and what it is valid for: under 2 KB of JSON types, alike on every process.
+        """The cursor and what it is valid for: under 2 KB of JSON types, the same on every process.
 
-        With the default remainder, the state of the source itself.
+        With the default remainder, it equals the state of the source.
         """
-        return saved(self.cursor, self.identity)
+        return to_state(self.cursor, self.identity)
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a saved state: with exactly the batch that would have come next.
+        """Continues from a saved state, with exactly the batch that would have come next.
 
-        Costs the same anywhere in an epoch, also within a `for`. The number of processes, the
-        mesh, the batch size and the prefetch depth may be others than when it was saved; with
-        another batch size, every record of the epoch is still handed out once.
+        It costs the same anywhere in an epoch, and works inside a loop over the pipeline. The
+        number of processes, the mesh, the batch size and the prefetch depth may differ from those
+        of the saved run; with another batch size, each record of the epoch still comes once.
 
         Raises:
             TypeError: `state` is not a dict.
-            StateMismatchError: A `ValueError`: it is damaged, or of another dataset, split, order,
-                seed or remainder; every field that differs is named.
+            StateMismatchError: A `ValueError`. The state is damaged, or belongs to another dataset,
+                split, order, seed or remainder; the message names every field that differs.
         """
-        cursor = restored(state, self.identity, f"Pipeline of {self.source.name}")
+        cursor = cursor_from_state(state, self.identity, f"Pipeline of {self.source.name}")
         self.source.agree("Pipeline.set_state", dataclasses.asdict(cursor))
-        self.source.jump_to(cursor)
+        self.source.seek(cursor)
 
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        refuse_pickling(f"Pipeline of {self.source.name}")
+    def _records_of(self, batches: int) -> int | None:
+        """The number of records in this many batches; None if no record is ever skipped."""
+        return batches * self.batch_size if self.schedule.remainder == "drop" else None
 
-    def _batch(self, cursor: Cursor) -> Batch:
-        records = self.source.records
-        selection = self.source.positions.at(self.schedule, cursor)
+    def _read(self, cursor: Cursor) -> Taken:
+        """Makes the batch at a cursor, without handing it out."""
+        after, handed_out = self.schedule.after(cursor), self._records_of(1)
+        records, sharding = self.source.records, self.source.sharding
+        selection = self.source.sampler.select(self.schedule, cursor)
         pads = self.schedule.remainder == "pad"
         if not self.stages and not pads and not self.record_numbers:
-            return records.take(selection)
-        graphdef, state = nnx.split(self.stages)
-        rows = _Rows(
-            real=np.int32(selection.records) if pads else None,
+            return Taken(records.batch(selection), after, handed_out)
+        rows = BatchExtras(
+            real=selection.records if pads else None,
             keys=selection.keys() if self._random else None,
-            numbers=selection.numbers().astype(np.int32) if self.record_numbers else None,
+            numbers=selection.record_numbers().astype(np.int32) if self.record_numbers else None,
         )
-        batch, changes = self._staged(records.fetch(selection), rows, state, graphdef)
-        nnx.update(self.stages, changes)
-        return batch
-
-    def _batch_within(self, cursor: Cursor) -> Batch:
-        """`_batch` in a program of the caller's."""
-        schedule, positions = self.schedule, self.source.positions
-        start = schedule.settled(cursor)
-        epochs, numbers = positions.numbers_within(start.epoch, start.index, self.batch_size)
-        real = None
-        if schedule.remainder == "pad":
-            real = schedule.length - start.index
-            is_record = jnp.arange(self.batch_size) < real
-            numbers = jnp.where(is_record, numbers, schedule.length)
-            epochs = jnp.where(is_record, epochs, 0)
-        rows = _Rows(
-            real=real,
-            keys=positions.keys_within(epochs, numbers) if self._random else None,
-            numbers=numbers if self.record_numbers else None,
+        if isinstance(selection, Traced):
+            batch = records.batch(selection)
+            batch = through_stages(self._graph, self.stages, batch, rows, sharding)
+            return Taken(batch, after, handed_out)
+        graphdef, state = nnx.split(self.stages)
+        taken = any(getattr(jax.config, name) for name in _FAULT_FINDERS)
+        checks: AbstractContextManager[Any] = nullcontext()
+        if taken:
+            inputs, checks = self._checked(selection)
+        else:
+            inputs = records.inputs(selection)
+        arguments = as_arguments((inputs.on_devices, rows, state), sharding)
+        with users_context(mesh_of(sharding)), checks:
+            batch, changes = self._staged(*arguments, graphdef, taken)
+        if twice := batch.keys() & inputs.on_host.keys():
+            raise refused(
+                ValueError,
+                "Pipeline",
+                f"a stage must not return {min(twice)!r}, which host_keys keep on the host.",
+                host_keys=", ".join(sorted(inputs.on_host)),
+                fix=f"give the result of the stage another name, or leave {min(twice)!r} out of"
+                " host_keys",
+            )
+        result = Taken(batch | inputs.on_host, after, handed_out)
+        if not changes:
+            return result
+        unchanged = jax.tree.map(lambda leaf: leaf, state)  # a copy: `state` holds the variables
+        return result._replace(
+            keep=lambda: nnx.update(self.stages, changes),
+            undo=lambda: nnx.update(self.stages, unchanged),
         )
-        batch = self.source.records.take_within(numbers)
-        return _through(self._graph, self.stages, batch, rows, self.source.sharding)
 
-    def _steps(self, length: int) -> tuple[np.ndarray, "_Rows", Cursor]:
-        """The next batches, as the numbers that each takes and all else that is told of its rows;
-        and where the run stands after them.
+    def _checked(self, selection: BatchAt) -> tuple[BatchInputs, AbstractContextManager[Any]]:
+        """Returns the batch of the source, and a context in which to run the stages.
+
+        `jax_debug_nans` and `jax_debug_infs` should find faults of stages. So the context switches
+        them off if the stored records themselves hold NaNs or infinities.
         """
-        batch = self.source.positions.at(self.schedule, self.cursor)
+        batch = self.source.records.batch(selection)
+        on_host = {name: batch.pop(name) for name in batch.keys() - self.source.records.spec.keys()}
+        numbers = [x for x in jax.tree.leaves(batch) if jnp.issubdtype(x.dtype, jnp.inexact)]
+        stored = ExitStack()
+        with OwnContext(None):
+            nans, infs = (
+                any(jax.device_get(found(leaf).any()) for leaf in numbers)
+                for found in (jnp.isnan, jnp.isinf)
+            )
+        if nans:
+            stored.enter_context(jax.debug_nans(False))
+        if infs:
+            stored.enter_context(jax.debug_infs(False))
+        return BatchInputs(batch, on_host), stored
+
+    def _steps(self, length: int) -> tuple[np.ndarray, BatchExtras, Cursor]:
+        """The record numbers of the next batches, their `BatchExtras`, and the cursor after."""
+        batch = self.source.sampler.at(self.schedule, self.cursor)
         if self.schedule.remainder == "wrap":
-            # One long batch takes the same records, at once.
+            # One long batch has the same records, and is computed in one call.
             whole = dataclasses.replace(self.schedule, batch_size=length * self.batch_size)
-            batches = [self.source.positions.at(whole, self.cursor)]
+            batches = [self.source.sampler.at(whole, self.cursor)]
         else:
             batches = list(accumulate(range(length - 1), lambda b, _: b.following, initial=batch))
         shape = (length, self.batch_size)
         pads = self.schedule.remainder == "pad"
-        numbers = np.concatenate([batch.numbers() for batch in batches]).reshape(shape)
+        numbers = np.concatenate([batch.record_numbers() for batch in batches]).reshape(shape)
         keys = [batch.keys() for batch in batches] if self._random else None
-        rows = _Rows(
+        rows = BatchExtras(
             real=np.array([batch.records for batch in batches], np.int32) if pads else None,
             keys=None if keys is None else np.concatenate(keys).reshape(*shape, 2),
             numbers=numbers.astype(np.int32) if self.record_numbers else None,
@@ -378,81 +440,34 @@ class Pipeline(nnx.Module):
 Pipeline.__signature__ = constructor_signature(Pipeline)
 
 
-class _Rows(NamedTuple):
-    """What is told of the rows of a batch, beside the records: or of those of many, `[steps, ...]`.
-
-    Each is absent where nobody needs it.
-    """
-
-    real: Any  # [], how many rows are records
-    keys: Any  # [batch_size, 2], of random stages
-    numbers: Any  # [batch_size], of the records; N stands for padding
-
-
-def _through(
-    graph: StageGraph, stages: Sequence[Stage], batch: Batch, rows: _Rows, places: NamedSharding
-) -> Batch:
-    """A batch through its stages, with all that is added to it; traceable."""
-    size = jax.tree.leaves(batch)[0].shape[0]
-    every = jnp.arange(size, dtype=jnp.int32)
-
-    def placed(values: Any) -> jax.Array:
-        return take_rows(jnp.asarray(values), every, places, "replicated")
-
-    if rows.real is not None:
-        batch |= {MASK: placed(every < rows.real)}
-    batch = graph.apply(stages, batch, None if rows.keys is None else placed(rows.keys))
-    if rows.numbers is None:
-        return batch
-    numbers = rows.numbers if rows.real is None else jnp.where(every < rows.real, rows.numbers, -1)
-    return batch | {NUMBER: placed(numbers)}
+def _require_scannable(step_fn: Any, length: Any, modules: Any) -> None:
+    if not callable(step_fn) or not isinstance(modules, list | tuple | nnx.List):
+        raise refused(
+            TypeError,
+            "Pipeline.scan",
+            "step_fn must be a function, and modules a list of its other arguments.",
+            step_fn=type(step_fn).__name__,
+            modules=type(modules).__name__,
+            fix="call scan(step_fn, length=len(pipeline), modules=(model, optimizer))",
+        )
+    if not is_integer(length, 1):
+        raise refused(
+            ValueError,
+            "Pipeline.scan",
+            "length must be a number of steps: an integer of at least 1.",
+            length=repr(length),
+            fix="use length=len(pipeline) for the rest of the epoch",
+        )
 
 
-def _staged(
-    records: Records, graph: StageGraph, places: NamedSharding
-) -> Callable[..., tuple[Batch, nnx.State]]:
-    """A batch through the stages, and what they changed of their state: as one program.
-
-    Compiled for one pipeline, so that records go when it does.
-    """
-
-    @partial(jax.jit, static_argnames="graphdef")
-    def staged(
-        fetched: Any, rows: _Rows, state: nnx.State, graphdef: Any
-    ) -> tuple[Batch, nnx.State]:
-        before = values_of(state)
-        stages = nnx.merge(graphdef, state)
-        batch = _through(graph, stages, records.build(fetched), rows, places)
-        state_after = nnx.state(stages)
-        after = nnx.to_flat_state(state_after)
-        # Only what changed leaves the program: returning the parameters would copy them.
-        changes = [
-            (path, leaf)
-            for (path, leaf), new, old in zip(after, values_of(state_after), before, strict=True)
-            if new is not old
-        ]
-        return batch, nnx.from_flat_state(changes)
-
-    return staged
-
-
-def _scanned(records: Records, graph: StageGraph, places: NamedSharding) -> Callable[..., Any]:
-    """Many steps as one program, compiled for one pipeline, as `_staged`."""
-
-    @partial(jax.jit, static_argnames=("graphdef", "step_fn"))
-    def scanned(shared: Any, steps: Any, start: Any, graphdef: Any, step_fn: Any) -> Any:
-        def body(state_and_carry: Any, step: tuple[Any, _Rows]) -> Any:
-            numbers, rows = step
-            state, carry = state_and_carry
-            stages, modules = nnx.merge(graphdef, state)
-            batch = records.build((shared, numbers))
-            batch = _through(graph, stages, batch, rows, places)
-            if carry is None:
-                output = step_fn(*modules, batch)
-            else:
-                carry, output = step_fn(carry, *modules, batch)
-            return (nnx.state((stages, modules)), carry), output
-
-        return lax.scan(body, start, steps)
-
-    return scanned
+def _donated_names(donate_argnames: str | Sequence[str]) -> tuple[str, ...]:
+    names = (donate_argnames,) if isinstance(donate_argnames, str) else tuple(donate_argnames)
+    if set(names) - set(_DONATED):
+        raise refused(
+            ValueError,
+            "Pipeline.scan",
+            "donate_argnames may name modules and init_carry only.",
+            donate_argnames=names,
+            fix=f"use {_DONATED[:1]}, {_DONATED}, or () to donate nothing",
+        )
+    return names

@@ -1,7 +1,6 @@
-"""The two sources, records on the devices and records left on disk, and which suits a split."""
+"""Defines the two sources, and `from_tfds`, which chooses between them."""
 
 import dataclasses
-import difflib
 import logging
 from typing import Any, final
 
@@ -10,18 +9,21 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from tqdm import tqdm
 
-from datarax_tfds.block_order import BlockOrder
-from datarax_tfds.config import TFDSEagerConfig, TFDSStreamingConfig
-from datarax_tfds.eager_records import EagerRecords
-from datarax_tfds.layout import EASY_SHARE, memory_share
-from datarax_tfds.order import Order
-from datarax_tfds.packing import Packing
-from datarax_tfds.records import RecordReader
-from datarax_tfds.source import Source
-from datarax_tfds.split import open_split
-from datarax_tfds.streaming_records import StreamingRecords
-from sharding import resolved_sharding
-from sharding.messages import explain
+from datarax_tfds.config.config import TFDSEagerConfig, TFDSStreamingConfig
+from datarax_tfds.config.fields import SplitExpression, require_known
+from datarax_tfds.decoding.reader import RecordReader
+from datarax_tfds.files.split import open_split
+from datarax_tfds.order.block_order import BlockOrder
+from datarax_tfds.order.order import Order
+from datarax_tfds.order.sampler import RecordOrder
+from datarax_tfds.records.eager import EagerRecords
+from datarax_tfds.records.memory import EAGER_MEMORY_FRACTION, memory_share
+from datarax_tfds.records.packing import Packing
+from datarax_tfds.records.streaming import StreamingRecords
+from datarax_tfds.sources.default_sharding import resolved_sharding
+from datarax_tfds.sources.source import Source
+from sharding.hosts.agreement import extend_deadlines
+from sharding.placement import Placement
 
 logger = logging.getLogger(__name__)
 
@@ -30,42 +32,41 @@ _PROGRESS_DELAY_S = 2.0
 
 @final
 class TFDSEagerSource(Source[TFDSEagerConfig, EagerRecords]):
-    """All records of a split on the devices, served in order or shuffled, as pure JAX.
+    """Keeps all records of a split on the devices, and makes batches in stored or shuffled order.
 
-    Global batch k is the same, bit for bit, on any mesh, number of processes and device order,
-    and after any resume. The records are read once, at construction, by each process those that
-    its devices hold; they are no part of the state, of `nnx.split` or of a checkpoint, and no
-    transformation copies them.
+    Global batch k is the same, bit for bit, on any mesh, number of processes and device order, and
+    after any resume. Each process reads the records that its devices hold, once, at construction.
+    The records are not part of the state, of `nnx.split` or of a checkpoint. The first batch that
+    is taken inside a compiled function of yours makes a second copy of them on the devices.
 
         source = TFDSEagerSource(TFDSEagerConfig(name="mnist", split="train", shuffle=True))
         batch = source.get_batch(32)    # {"image": uint8[32, 28, 28, 1], "label": int32[32]}
 
     Args:
         config: What to read.
-        rngs: Where a `stochastic` config has its seed from; it is `config.seed` otherwise.
-        name: For messages; `TFDSEagerSource(dataset:split)` where absent.
-        sharding: How batches lie on a mesh; one device where absent.
+        rngs: Streams from which a `stochastic` config draws its seed, in place of `config.seed`.
+        name: The name in messages, `TFDSEagerSource(dataset:split)` by default.
+        sharding: The placement of batches on a mesh, one device by default.
 
     Attributes:
         index: The next position to hand out, in `[0, N)`, as an `nnx.Variable`.
         epoch: The epoch of that position, from 0, as an `nnx.Variable`.
         length: Number of records N.
+        choice: Why `from_tfds` chose this kind of source; None if it did not choose.
 
     Raises:
-        ValueError: A feature that no array can hold, records that do not fit the devices, or a
-            split that the dataset does not have.
-        DatasetNotFoundError: The dataset is not prepared and may not be.
-        DataLossError: The files are not what their metadata say.
+        ValueError: An array cannot hold a feature, the records do not fit the devices, or the
+            dataset does not have the split.
+        DatasetNotFoundError: The dataset is not prepared, and must not or cannot be prepared.
+        DataLossError: The files differ from what their metadata say.
     """
 
     @property
     def data(self) -> dict[str, Any]:
-        """All records in stored order, `[N, ...]`: what `collect_to_array` returns."""
+        """All records in stored order, `[N, ...]`: the same as `collect_to_array()`."""
         return self.collect_to_array()
 
     _config_type = TFDSEagerConfig
-    # The rows are on the devices whether or not arrays made of them are kept.
-    _not_of_reading = Source._not_of_reading | {"cacheable"}
 
     def _opened(self, reader: RecordReader) -> EagerRecords:
         return EagerRecords(reader, batch=self.sharding, layout=self.config.layout)
@@ -79,11 +80,12 @@ class TFDSEagerSource(Source[TFDSEagerConfig, EagerRecords]):
 
 @final
 class TFDSStreamingSource(Source[TFDSStreamingConfig, StreamingRecords]):
-    """The records of a split of any size, left on disk and decoded ahead of their use.
+    """Leaves the records of a split on disk, and decodes them before they are needed.
 
-    The same batches as of a `TFDSEagerSource`, bit for bit, and the same state: a run may begin
-    with one and go on with the other. Any record is read at once from its place in its file, so
-    that the shuffle is of the whole split, and a resume costs the same anywhere.
+    It gives the same batches and state as a `TFDSEagerSource`, bit for bit, unless `access` is
+    `"sequential"`: a run may begin with one and continue with the other. Each record is read
+    directly from its place in its file. So the shuffle is of the whole split, and a resume costs
+    the same anywhere in it.
 
         source = TFDSStreamingSource(
             TFDSStreamingConfig(name="imagenet2012", split="train", shuffle=True, map_fn=crop)
@@ -91,39 +93,42 @@ class TFDSStreamingSource(Source[TFDSStreamingConfig, StreamingRecords]):
         for batch in Pipeline(source=source, batch_size=1024):
             train_step(batch)
 
-    `for record in source` takes what no batch can hold, too: text as bytes, images each of a shape
-    of its own.
+    `for record in source` also works for records that cannot be batched, such as text (as bytes)
+    and images of different shapes.
 
     Args:
         config: What to read.
-        rngs: Where a `stochastic` config has its seed from; it is `config.seed` otherwise.
-        name: For messages; `TFDSStreamingSource(dataset:split)` where absent.
-        sharding: How batches lie on a mesh; one device where absent.
+        rngs: Streams from which a `stochastic` config draws its seed, in place of `config.seed`.
+        name: The name in messages, `TFDSStreamingSource(dataset:split)` by default.
+        sharding: The placement of batches on a mesh, one device by default.
 
     Attributes:
         index: The next position to hand out, in `[0, N)`, as an `nnx.Variable`.
         epoch: The epoch of that position, from 0, as an `nnx.Variable`.
         length: Number of records N.
+        choice: Why `from_tfds` chose this kind of source; None if it did not choose.
 
     Raises:
-        ValueError: A split that the dataset does not have, a key or `map_fn` that cannot be, or a
-            feature that is no array even in one record.
-        DatasetNotFoundError: The dataset is not prepared and may not be.
-        DataLossError: The files are not what their metadata say.
+        ValueError: The dataset does not have the split, a key or `map_fn` cannot be used, or a
+            feature is not an array even in one record.
+        DatasetNotFoundError: The dataset is not prepared, and must not or cannot be prepared.
+        DataLossError: The files differ from what their metadata say.
     """
 
     _config_type = TFDSStreamingConfig
 
     def _opened(self, reader: RecordReader) -> StreamingRecords:
         checked = reader.files.check(jax.process_index(), jax.process_count())
-        for _ in tqdm(
+        progress = tqdm(
             checked,
             desc=f"{self.name}: finding records",
             unit=" files",
             delay=_PROGRESS_DELAY_S,
             disable=None if jax.process_index() == 0 else True,
-        ):
-            pass
+        )
+        with extend_deadlines(f"finding records of {self.name}", measured=True) as advance:
+            for _ in progress:
+                advance()
         if self.config.access == "sequential":
             reader.read_blocks(self.config.block_size, self.config.shuffle_buffer_size)
         return StreamingRecords(
@@ -136,7 +141,7 @@ class TFDSStreamingSource(Source[TFDSStreamingConfig, StreamingRecords]):
     def supports_indexed_access(self) -> bool:
         return False
 
-    def _ordered(self, seed: int | None) -> Order | BlockOrder:
+    def _ordered(self, seed: int | None) -> RecordOrder:
         if seed is not None and self.config.access == "sequential":
             return BlockOrder(
                 self.length, seed, self.config.block_size, self.config.shuffle_buffer_size
@@ -146,81 +151,78 @@ class TFDSStreamingSource(Source[TFDSStreamingConfig, StreamingRecords]):
 
 def from_tfds(
     name: str,
-    split: str,
+    split: str | SplitExpression,
     *,
     eager: bool | None = None,
     rngs: nnx.Rngs | None = None,
     sharding: NamedSharding | None = None,
     **fields: Any,
 ) -> TFDSEagerSource | TFDSStreamingSource:
-    """The source that suits a split: on the devices if it is small there, else left on disk.
+    """Builds an eager source if the records are small enough for the devices, else a stream.
 
-    Eager where the decoded records, cut over the devices of the sharding, take up to a tenth of
-    the free memory of each, if they are of one shape and the same in every epoch. The
-    log says which source was chosen, and why.
+    The source is eager if the decoded records have one shape, are the same in every epoch, and take
+    up to a tenth of the free memory of each device when they are sharded over all devices (with
+    `layout="replicated"`, when each device holds all). With `access="sequential"`, it is a stream.
+    `print(source)` and `source.choice` say which source was chosen, and why.
 
         source = from_tfds("mnist", "train", shuffle=True)
 
     Args:
-        name: Name in TFDS.
+        name: The name of the dataset in TFDS.
         split: Any split that TFDS understands.
-        eager: Chooses in advance: true or false.
-        rngs: As for the sources.
-        sharding: As for the sources.
-        **fields: Those of `TFDSEagerConfig` and `TFDSStreamingConfig`; what the chosen one does not
-            have is without effect.
+        eager: True forces an eager source, False a stream.
+        rngs: Streams from which a `stochastic` config draws its seed.
+        sharding: The placement of batches on a mesh, one device by default.
+        **fields: Fields of `TFDSEagerConfig` and `TFDSStreamingConfig`. Those that the config of
+            the chosen source does not have are ignored.
 
     Raises:
-        TypeError: A field that neither config has.
-        ValueError: As the configs and the sources do; no error makes it choose the other one.
+        TypeError: A field belongs to neither config.
+        ValueError: A config or the chosen source raises it. The other source is not tried then.
     """
     eager_fields = {field.name for field in dataclasses.fields(TFDSEagerConfig)}
     streaming_fields = {field.name for field in dataclasses.fields(TFDSStreamingConfig)}
-    known = sorted(eager_fields | streaming_fields)
-    for unknown in fields.keys() - set(known):
-        near = difflib.get_close_matches(unknown, known, n=1)
-        raise TypeError(
-            explain(
-                "from_tfds",
-                f"neither config has a field {unknown!r}.",
-                fields=", ".join(known),
-                fix=f"use {near[0]}" if near else "use one of these, or leave it out",
-            )
-        )
+    require_known(fields, eager_fields | streaming_fields, "from_tfds", "neither config has")
 
     def own(names: set[str]) -> dict[str, Any]:
         return {key: value for key, value in fields.items() if key in names}
 
-    # Both are checked, whichever is chosen.
+    # Both configs are built, so that both are checked, whichever source is chosen.
     on_devices = TFDSEagerConfig(name=name, split=split, **own(eager_fields))
     on_disk = TFDSStreamingConfig(name=name, split=split, **own(streaming_fields))
+    reader = choice = None
     if eager is None:
-        everywhere = on_devices.layout == "replicated"
-        eager, reason = _suits_the_devices(on_disk, sharding, everywhere)
-        choice = "eager" if eager else "streaming"
-        logger.info("from_tfds(%s:%s): %s, since %s", name, split, choice, reason)
+        subject = f"from_tfds({name}:{split})"
+        reader = RecordReader(open_split(on_disk), on_disk, subject)
+        copied = on_devices.layout == "replicated"
+        eager, why = _suits_the_devices(
+            reader, on_disk, resolved_sharding(sharding, subject), copied
+        )
+        choice = f"{'eager' if eager else 'streaming'}, since {why}"
+        logger.info("%s: %s", subject, choice)
+    source: TFDSEagerSource | TFDSStreamingSource
     if eager:
-        return TFDSEagerSource(on_devices, rngs=rngs, sharding=sharding)
-    return TFDSStreamingSource(on_disk, rngs=rngs, sharding=sharding)
+        source = TFDSEagerSource(on_devices, rngs=rngs, sharding=sharding, _reader=reader)
+    else:
+        source = TFDSStreamingSource(on_disk, rngs=rngs, sharding=sharding, _reader=reader)
+    source.choice = choice
+    return source
 
 
 def _suits_the_devices(
-    config: TFDSStreamingConfig, sharding: NamedSharding | None, everywhere: bool
+    reader: RecordReader, config: TFDSStreamingConfig, batch: Placement, copied: bool
 ) -> tuple[bool, str]:
-    """Whether records had better lie on the devices (all on each, or cut over them), and why."""
-    subject = f"from_tfds({config.name}:{config.split})"
-    reader = RecordReader(open_split(config), config, subject)
+    """Whether records should be kept on the devices, copied to each or sharded, and why."""
     if not reader.holds_arrays:
-        return False, "records are not all of one shape, or hold text"
+        return False, "the records are not all of one shape, or hold text"
     if reader.stochastic:
-        return False, "map_fn changes records from epoch to epoch"
+        return False, "map_fn changes the records from epoch to epoch"
     if config.access == "sequential":
         return False, "access is sequential"
     row_bytes = Packing(reader.spec).row_bytes
-    rows = resolved_sharding(sharding, subject)
-    copies = rows.mesh.size if everywhere else 1
-    share = memory_share(reader.length * copies, row_bytes, rows)
-    size = (
-        f"{reader.length * row_bytes:,} bytes of records take {share:.1%} of each device's memory"
+    share = memory_share(reader.length * (batch.num_devices if copied else 1), row_bytes, batch)
+    return (
+        share <= EAGER_MEMORY_FRACTION,
+        f"{reader.length * row_bytes:,} bytes of records take {share:.1%} of the free memory of"
+        " each device",
     )
-    return share <= EASY_SHARE, size

@@ -1,0 +1,21 @@
+"""`datarax-tfds audit`: checks from cursor logs that each record was delivered once."""
+
+import argparse
+import sys
+from pathlib import Path
+
+HELP = "check from cursor logs that each record of each epoch was delivered exactly once"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("logs", nargs="+", type=Path, help="CursorLog files; process 0's first")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Returns 0 if each record was delivered once, else 1."""
+    from datarax_tfds.history.audit import audit
+
+    lines = [log.read_text().splitlines() for log in arguments.logs]
+    found = audit(*lines, subject="datarax-tfds audit")
+    sys.stdout.write(f"{found}\n")
+    return 0 if found.sound else 1

@@ -1,0 +1,264 @@
+"""The configs of the two sources, which are checked when they are built."""
+
+import os
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Self, final
+
+from flax import nnx
+
+from datarax_tfds.config.dataset_lookup import find_in_directory
+from datarax_tfds.config.fields import (
+    Field,
+    PartialDecoding,
+    SplitExpression,
+    refuses_unknown_fields,
+)
+from sharding.checks import refused
+
+Access = Literal["random", "sequential"]
+LayoutChoice = Literal["auto", "replicated", "sharded"]
+
+# What a field decides; without this metadata, it decides what is read and how.
+_ORDER, _NEITHER = {"decides": "order"}, {"decides": "neither"}
+
+
+@dataclass(frozen=True)
+class _SourceConfig:
+    """Fields shared by both source configs, in the documented order."""
+
+    cacheable: bool = False
+    batch_stats_fn: Callable[..., Any] | nnx.Module | None = field(default=None, metadata=_NEITHER)
+    # Not compared, because `==` of arrays does not give one bool.
+    precomputed_stats: dict[str, Any] | None = field(default=None, compare=False, metadata=_NEITHER)
+    stochastic: bool = field(default=False, metadata=_ORDER)
+    stream_name: str | None = field(default=None, metadata=_ORDER)
+    name: str | None = None
+    split: str | SplitExpression | None = None
+    data_dir: str | None = None
+    include_keys: Set[str] | None = None
+    exclude_keys: Set[str] | None = None
+    try_gcs: bool = False
+    shuffle: bool = field(default=False, metadata=_ORDER)
+
+    @classmethod
+    def from_directory(
+        cls,
+        directory: str | os.PathLike[str] | None = None,
+        split: str | SplitExpression | None = None,
+        **fields: Any,
+    ) -> Self:
+        """Builds the config of a dataset from its directory, like `tfds.builder_from_directory`.
+
+            TFDSEagerConfig.from_directory("data/my-dataset/1.0.0", split="train", shuffle=True)
+
+        Args:
+            directory: The directory of a version; or that of a dataset or a config, which stands
+                for its newest version. Required.
+            split: See the field. Required.
+            **fields: The other fields except `name` and `data_dir`, which the directory determines.
+
+        Raises:
+            DatasetNotFoundError: The directory does not hold a prepared dataset.
+            TypeError: `name` or `data_dir` is given.
+            ValueError: A field has an invalid value, or `directory` is not a path in a file system.
+        """
+        twice = [name for name in ("name", "data_dir") if name in fields]
+        if twice:
+            fix = f"leave {' and '.join(twice)} out"
+            if directory is None:
+                fix = f"use {cls.__name__}(name=..., split=..., data_dir=...) for a dataset by name"
+            raise refused(
+                TypeError,
+                f"{cls.__name__}.from_directory",
+                f"{' and '.join(twice)} must not be given: the directory determines that.",
+                directory=repr(directory),
+                **{name: repr(fields[name]) for name in twice},
+                fix=fix,
+            )
+        name, version = find_in_directory(Field(cls.__name__, "directory", directory).checked())
+        return cls(name=name, split=split, data_dir=str(version), **fields)
+
+    def __post_init__(self):
+        for each in fields(self):
+            value, required = getattr(self, each.name), each.name in ("name", "split")
+            # None is not checked if it is the default.
+            if value is not None or each.default is not None or required:
+                value = Field(type(self).__name__, each.name, value, each.type).checked()
+                object.__setattr__(self, each.name, value)
+        if self.include_keys is not None and self.exclude_keys is not None:
+            problem = "both key filters are set: include_keys and exclude_keys."
+            fix = "leave out include_keys, or leave out exclude_keys"
+            raise self._refused("include_keys", problem, fix=fix)
+        if self.try_gcs and self.data_dir is not None:
+            problem = "try_gcs and data_dir exclude each other."
+            fix = "leave out try_gcs, or leave out data_dir"
+            raise self._refused("try_gcs", problem, fix=fix)
+        if self.stochastic and self.stream_name is None:
+            problem = "stochastic=True draws the seed from a stream, but stream_name is not set."
+            fix = "name the stream, as stream_name='shuffle', or leave stochastic out"
+            raise self._refused("stream_name", problem, fix=fix)
+        if self.stream_name is not None and not self.stochastic:
+            problem = "stream_name is set, but nothing is drawn from it without stochastic=True."
+            fix = "set stochastic=True, too, or leave stream_name out"
+            raise self._refused("stream_name", problem, fix=fix)
+
+    def _refused(self, name: str, problem: str, *, fix: str) -> ValueError:
+        return Field(type(self).__name__, name, getattr(self, name)).refusal(problem, fix=fix)
+
+    @property
+    def reading(self) -> tuple[Any, ...]:
+        """All that decides which records are read, and how they are decoded and kept. Sources can
+        share their records if this is equal in their configs.
+        """
+        return self._deciding("reading")
+
+    @property
+    def ordering(self) -> tuple[Any, ...]:
+        """All that decides the order of the records."""
+        return self._deciding("order")
+
+    def _deciding(self, what: str) -> tuple[Any, ...]:
+        every = (each for each in fields(self) if each.metadata.get("decides", "reading") == what)
+        return tuple(getattr(self, each.name) for each in every)
+
+    def _hash(self) -> int:
+        # Not of all fields, because some hold dicts, which have no hash.
+        return hash((type(self), self.name, self.split, self.data_dir))
+
+
+@final
+@refuses_unknown_fields
+@dataclass(frozen=True)
+class TFDSEagerConfig(_SourceConfig):
+    """What a `TFDSEagerSource` reads, and how.
+
+        TFDSEagerConfig(name="mnist", split="train", shuffle=True, seed=7)
+
+    Args:
+        cacheable: Whether `data` and `collect_to_array` keep the arrays that they make, and return
+            them at the next call. The records are on the devices in any case.
+        batch_stats_fn: Computes the statistics of a batch: see `compute_statistics`.
+        precomputed_stats: Statistics that are already known: see `get_statistics`.
+        stochastic: Whether the seed is drawn from `rngs`; `seed` is then not used.
+        stream_name: The stream of `rngs` to draw from.
+        name: The name in TFDS, as `mnist`, `coco/2017` or `mnist:3.0.1`. Required.
+        split: Any split that TFDS understands, as `train`, `test[:10%]`, `train+test`, a
+            `tfds.core.ReadInstruction` or one of `tfds.even_splits`. It must be the same on every
+            process. Required.
+        data_dir: The directory in which datasets are prepared, or that of the dataset itself, of
+            its config or of its version. By default, the directories of TFDS: `TFDS_DATA_DIR`, and
+            those registered with `tfds.core.add_data_dir`.
+        include_keys: The features to load; by default, all. Exclusive with `exclude_keys`.
+        exclude_keys: The features to leave out.
+        try_gcs: Whether TFDS may copy the prepared dataset from its public bucket instead of
+            preparing it. Exclusive with `data_dir`.
+        shuffle: Whether the records come in random order, which differs from epoch to epoch.
+        seed: The seed of the order, in `[0, 2**32)`.
+        as_supervised: Whether records are `{"image": ..., "label": ...}`: the dataset's supervised
+            keys under these names, with a `"weight"` if there are three. An input of several
+            features stays a dict or a tuple of them, as in TFDS.
+        download_and_prepare_kwargs: Arguments for TFDS when it prepares the dataset.
+        beam_num_workers: The number of processes of Apache Beam, for a dataset that needs it.
+        local_files_only: Whether to raise at once if the dataset is not prepared.
+        shuffle_buffer_size: Has no effect: an eager source shuffles the whole split.
+        layout: How the records lie on the mesh: `replicated` on every device, or `sharded` over all
+            devices. `auto` replicates them if they take at most a tenth of the memory of the
+            smallest device.
+        map_fn: A TensorFlow function from record to record, run where records are decoded:
+            `map_fn({"image": ..., "label": ...})` returns a dict of tensors of fixed shapes.
+        decoders: Decoders that replace those of TFDS, by feature, as
+            `{"image": tfds.decode.SkipDecoding()}` for a `map_fn` that decodes the image itself; or
+            a `tfds.decode.PartialDecoding`, which can also leave out parts of nested features.
+        allow_stateful_map_fn: Whether to accept a `map_fn`, or decoders, whose results depend on
+            variables, the clock, random numbers without a seed, Python functions or the like. After
+            a resume the same records are read, but their values may differ. Set it only if it is
+            needed: a state that was saved with it can be restored only with it.
+        host_keys: Features that stay on the host, such as ids to match predictions with. In a
+            batch, each is a NumPy array of the rows on the devices of this process, with text as
+            bytes. Stages, compiled functions and `collect_to_array` do not get them. Every process
+            decodes all records for them.
+        max_corrupt_records: How many different records may be corrupt before a process raises a
+            `DataLossError`. A record is corrupt if it fails its checksum or cannot be decoded; each
+            process counts those that it finds, from the construction of its source. A corrupt
+            record is replaced by the next sound record by number, or by the first one if none
+            follows: by the same one on every process and after every resume, as long as the files
+            do not change. Each corrupt record is logged, and listed in `source.corrupt_records`. A
+            feature that `SkipDecoding` leaves to `map_fn` is corrupt if both `map_fn` and the
+            decoder of TFDS fail on it.
+    """
+
+    # This only decides whether arrays made of the records are kept, not the records themselves.
+    cacheable: bool = field(default=False, metadata=_NEITHER)
+    seed: int = field(default=42, metadata=_ORDER)
+    as_supervised: bool = False
+    download_and_prepare_kwargs: Mapping[str, Any] | None = None
+    beam_num_workers: int | None = None
+    local_files_only: bool = False
+    shuffle_buffer_size: int = 1000
+    layout: LayoutChoice = "auto"
+    map_fn: Callable[..., Any] | None = None
+    decoders: Mapping[str, Any] | PartialDecoding | None = None
+    allow_stateful_map_fn: bool = False
+    host_keys: Set[str] | None = None
+    max_corrupt_records: int = 0
+
+    __hash__ = _SourceConfig._hash
+
+
+@final
+@refuses_unknown_fields
+@dataclass(frozen=True)
+class TFDSStreamingConfig(_SourceConfig):
+    """What a `TFDSStreamingSource` reads, and how.
+
+    It has the fields of `TFDSEagerConfig` except `layout`. Fields that differ, or are new:
+
+        TFDSStreamingConfig(name="imagenet2012", split="train", shuffle=True, map_fn=crop)
+
+    Args:
+        cacheable: Whether decoded records are kept on the host, so that later epochs need not read
+            and decode them again. The first records that are read are kept, up to a tenth of the
+            host's free memory. Cannot be combined with a random `map_fn`. Has no effect if records
+            are not arrays of one shape.
+        shuffle_buffer_size: With `access="sequential"`, the number of records that are shuffled
+            together, rounded down so that the number of their blocks is a power of two. If the
+            batch size divides that number of blocks, each process reads its own blocks; if the
+            batch is k times as large, k processes read each block. Has no effect with
+            `access="random"`.
+        prefetch_buffer: How many decoded batches may wait while another one is decoded. Several
+            small batches, up to 16 MiB of them, are decoded in one call and count as one. With 0, a
+            batch is read when it is requested.
+        seed: The seed of the order and of a random `map_fn`, in `[0, 2**32)`.
+        access: `random` reads record by record, and shuffles the whole split. `sequential` is for
+            stores where small reads are slow: it reads blocks of consecutive records in random
+            order, and shuffles `shuffle_buffer_size` records at a time.
+        block_size: With `access="sequential"`, the number of consecutive records read at once.
+        map_fn: See `TFDSEagerConfig`. It may also be random: `map_fn(record, seed)` gets an
+            int32[2] for `tf.random.stateless_*`, which is the same for the same record in the same
+            epoch, on any number of hosts and after any resume. The seed goes to the parameter named
+            `seed`, or to the second parameter if that has no default.
+        host_keys: See `TFDSEagerConfig`. Each process decodes only the rows that it holds.
+        max_corrupt_records: See `TFDSEagerConfig`. A `map_fn` that fails on a sound record is an
+            error.
+    """
+
+    shuffle_buffer_size: int = 1000
+    as_supervised: bool = False
+    download_and_prepare_kwargs: Mapping[str, Any] | None = None
+    beam_num_workers: int | None = None
+    prefetch_buffer: int = 2
+    local_files_only: bool = False
+    seed: int = field(default=42, metadata=_ORDER)
+    access: Access = "random"
+    block_size: int = 8
+    map_fn: Callable[..., Any] | None = None
+    decoders: Mapping[str, Any] | PartialDecoding | None = None
+    allow_stateful_map_fn: bool = False
+    host_keys: Set[str] | None = None
+    max_corrupt_records: int = 0
+
+    __hash__ = _SourceConfig._hash
+
+
+AnyConfig = TFDSEagerConfig | TFDSStreamingConfig

@@ -1,0 +1,81 @@
+"""Writes the errors about features that are not arrays, with the code that makes them arrays."""
+
+from typing import Any
+
+from datarax_tfds.decoding.plan import as_set
+from sharding.checks import refused
+
+
+def array_refused(
+    feature: str, problem: str, spec: Any, *, subject: str, mapped: bool
+) -> ValueError:
+    """The error for a feature, or a part such as `objects/label`, that is not an array of one
+    shape. `spec` is its type spec of TensorFlow or an `Unbatched`; `mapped` says whether a `map_fn`
+    returned it.
+    """
+    name, numbers = feature.split("/")[0], _as_numbers(spec)
+    if mapped:
+        fix = f"let map_fn leave it out, or return numbers of one shape for it, as {numbers}"
+    else:
+        fix = (
+            f"use exclude_keys={as_set([name])}, or return numbers of one shape from map_fn, as"
+            f" {numbers}"
+        )
+        if name == feature and is_text(spec) and not spec.shape:
+            fix = f"{fix}, or keep it on the host with host_keys={as_set([name])}"
+    dtype = getattr(spec, "dtype", type(spec).__name__)
+    return refused(
+        ValueError,
+        subject,
+        f"feature {feature!r} {problem}.",
+        shape=getattr(spec, "shape", None),
+        dtype=f"{dtype} (text or bytes)" if is_text(spec) else dtype,
+        fix=fix,
+    )
+
+
+def why_not_an_array(spec: Any) -> str:
+    """Says why a type spec of TensorFlow is not that of an array."""
+    kind = type(spec).__name__
+    if kind == "TensorSpec":
+        return "has no known rank"
+    kind = "RaggedTensor" if kind == "RaggedTensorSpec" else spec.value_type.__name__
+    return f"is a {kind}, not an array"
+
+
+def is_text(spec: Any) -> bool:
+    """Whether an `Unbatched` holds text or bytes."""
+    return getattr(getattr(spec, "dtype", None), "kind", None) == "O"
+
+
+def _as_numbers(spec: Any) -> str:
+    """The code with which a `map_fn` turns a part `x` of a record into numbers of one shape."""
+    kind, shape = type(spec).__name__, getattr(spec, "shape", None)
+    if kind not in ("TensorSpec", "RaggedTensorSpec", "SparseTensorSpec", "Unbatched"):
+        return "the tensors within it, each under a name of its own"
+    if shape is None or getattr(shape, "rank", 0) is None:
+        return (
+            "tf.ensure_shape(x, [8]) or tf.reshape(x, [8]), with the sizes that it always has; for"
+            " an image, pass channels=3 and expand_animations=False to tf.io.decode_image, and then"
+            " use tf.image.resize(x, [224, 224])"
+        )
+    varies = [size is None for size in tuple(shape)]
+    # Any size will do as an example.
+    sizes = [8 if size is None else size for size in tuple(shape)]
+    if kind == "RaggedTensorSpec" or getattr(spec, "ragged", False):
+        return f"x.to_tensor(shape={sizes}), which cuts and pads it"
+    if kind == "SparseTensorSpec":
+        dense = "tf.sparse.to_dense(x)"
+        return f"tf.ensure_shape({dense}, {sizes})" if any(varies) else dense
+    x = "tf.strings.length(x)" if is_text(spec) else "x"
+    if not any(varies):
+        return x
+    if len(sizes) == 3 and x == "x":  # height, width and channels
+        resized = "tf.image.resize(x, [224, 224])"
+        return f"tf.ensure_shape({resized}, [224, 224, 3])" if varies[2] else resized
+    padding = [[0, 8 * each] for each in varies]
+    kept = ", ".join(":8" if each else ":" for each in varies)
+    return (
+        f"tf.ensure_shape({x}, {sizes}), with the sizes that it always has; or, where they vary,"
+        f" padded and cut, as tf.ensure_shape(tf.pad({x}, {padding})[{kept}], {sizes})"
+    )

@@ -1,0 +1,225 @@
+"""Reads records by number and decodes them, as rows of a batch on the host."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from datarax_tfds.config.config import AnyConfig
+from datarax_tfds.decoding.corrupt_records import CorruptRecords
+from datarax_tfds.decoding.decode_failures import decode_failure, quotes_the_record, reason
+from datarax_tfds.decoding.decoder import decoder_of
+from datarax_tfds.decoding.device_dtypes import path_name, to_device_dtype
+from datarax_tfds.decoding.episodes import equal_steps
+from datarax_tfds.decoding.plan import DecodingPlan
+from datarax_tfds.decoding.record_spec import holds_arrays, record_spec
+from datarax_tfds.decoding.tensorflow_import import tensorflow
+from datarax_tfds.decoding.tfds_decoding import values_of_tfds
+from datarax_tfds.errors import DataLossError
+from datarax_tfds.files.block_files import BlockFiles
+from datarax_tfds.files.record_files import RecordFiles
+from datarax_tfds.files.split import Split
+from datarax_tfds.runtime.copying import not_copied
+from datarax_tfds.runtime.threads import bounded, native_call
+from sharding.checks import refused
+from sharding.hosts.agreement import extend_deadlines
+
+_EPISODES_COUNTED = 32
+_SAMPLE_BYTES = 64 << 20
+
+
+@not_copied
+class RecordReader:
+    """Reads records of a split from its files and decodes them.
+
+    Several threads may read at the same time; each keeps one core busy.
+
+    Args:
+        split: The split whose records are read.
+        config: Says which features to read, and how to decode them.
+        subject: The source that reads, for messages.
+
+    Attributes:
+        split: The split whose records are read.
+        length: Number of records N.
+        corrupt: The corrupt records that were found, and the records in their places.
+        reach: The number of consecutive positions that may be read ahead at once without reading
+            any bytes twice.
+        spec: The part of a record that goes to the devices, as `record_spec` gives it.
+        host_spec: The part that stays on the host: shape and dtype by feature.
+        record_bytes: The size of a decoded record on the host; 0 unless `holds_arrays`.
+        holds_arrays: Whether a record is made of arrays of fixed shapes, so that many can be read
+            in one call.
+        maps: Whether there is a `map_fn`.
+        stochastic: Whether `read` needs keys.
+        user_code: The `Decoder.user_code`, which identifies what users' code computes.
+        versions: The versions of the libraries that decode records.
+
+    Raises:
+        ValueError: The dataset lacks a feature of the config, `map_fn` cannot be used, or a feature
+            is not an array even in one record.
+    """
+
+    def __init__(self, split: Split, config: AnyConfig, subject: str):
+        self.length = self.reach = len(split)
+        self.subject = subject
+        self.files = split.files
+        self.split = split
+        self._bytes: RecordFiles | BlockFiles = split.files
+        self.corrupt = CorruptRecords(
+            self.length, config.max_corrupt_records, self.files.where, subject
+        )
+        plan = self._plan = self._with_steps(DecodingPlan.of(split.info, config, subject))
+        self._decoder = decoder_of(plan)
+        self._compare_with_tfds()
+        # Other versions of these may decode a record to other values.
+        self.versions = {
+            "jax": jax.__version__,
+            "tensorflow": tensorflow().__version__,
+            "numpy": np.__version__,
+        }
+        self.maps = config.map_fn is not None
+        self.stochastic = self._decoder.stochastic
+        self.user_code = self._decoder.user_code
+        self.spec, self.host_spec = record_spec(self._decoder.outputs, plan)
+        self.holds_arrays = holds_arrays(self.spec)
+        self.record_bytes = 0
+        if self.holds_arrays:
+            leaves = jax.tree.leaves(self.spec)
+            self.record_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+    def renamed(self, subject: str) -> Self:
+        """Makes the messages of this reader name another source, and returns the reader."""
+        self.subject = self.corrupt.subject = subject
+        self._plan = dataclasses.replace(self._plan, subject=subject)
+        return self
+
+    def _with_steps(self, plan: DecodingPlan) -> DecodingPlan:
+        """The plan with the number of steps of episodes, if all of a sample have equally many."""
+        episodes = plan.episode_keys if plan.map_fn is None else []
+        if not episodes:
+            return plan
+        sample = list(self._sample(_EPISODES_COUNTED))
+        tf = tensorflow()
+        try:
+            steps = equal_steps(tf, (values_of_tfds(plan, record, episodes) for record in sample))
+        except Exception:  # of TFDS; the decoder raises it again, and names the feature
+            return plan
+        return dataclasses.replace(plan, steps=steps)
+
+    def _compare_with_tfds(self) -> None:
+        """Raises if we decode a feature to another value than TFDS does.
+
+        Compares the first record, or the last one if the first cannot be decoded.
+        """
+        for record in self._sample(2):
+            try:
+                self._decoder.require_as_tfds(record)
+            except self._decoder.errors:
+                continue  # the error is raised, with the place of the record, when it is read
+            break
+
+    def _sample(self, most: int) -> Iterator[bytes]:
+        """Some records from all over the split, up to 64 MiB of them."""
+        read = 0
+        # A file may have to be indexed first, which takes long if it is large.
+        with extend_deadlines(f"finding records of {self.subject}", measured=True):
+            for number in np.unique(np.linspace(0, self.length - 1, most).astype(int)):
+                read_one = partial(self.files.read_one, number)
+                try:
+                    record = bounded(read_one, self.subject, self.files.slowest)
+                except DataLossError:
+                    continue  # as in `_compare_with_tfds`
+                yield record
+                read += len(record)
+                if read > _SAMPLE_BYTES:
+                    return
+
+    def read_blocks(self, block_size: int, window: int) -> None:
+        """Makes `read` read whole blocks of records, and keep the blocks of two windows: the one in
+        use, and the next one, which is read ahead.
+
+        Args:
+            block_size: The number of records in a block.
+            window: The number of positions over which the records of a block are spread.
+        """
+        # Not `self`, because a reference cycle would keep the reader until the collector runs.
+        files, corrupt = self.files, self.corrupt
+        self._bytes = BlockFiles(
+            lambda numbers: files.read(corrupt.replaced(numbers)),
+            length=self.length,
+            block_size=block_size,
+            kept=2 * math.ceil(window / block_size),
+        )
+        self.reach = window
+
+    def read(self, numbers: np.ndarray, keys: np.ndarray | None = None) -> dict[str, Any]:
+        """Reads and decodes records. A corrupt one is replaced by the next sound one, if the
+        config allows that.
+
+        Args:
+            numbers: `[n]`, in `[0, N)`; n is 1 unless `holds_arrays`.
+            keys: `[n, 2]` int32, for a stochastic `map_fn`.
+
+        Returns:
+            NumPy arrays `[n, ...]` of the dtypes of `spec` and `host_spec`. Do not write to them.
+
+        Raises:
+            DataLossError: More records than the config allows have bytes that are not what was
+                written, or that do not decode.
+            OverflowError: A value does not fit the dtype on the devices.
+            RuntimeError: `map_fn` fails on a record, or XLA cannot compile it.
+        """
+        return self.corrupt.read(numbers, lambda sound: self._read(sound, keys))
+
+    def _read(self, numbers: np.ndarray, keys: np.ndarray | None) -> dict[str, Any]:
+        columns = self._decode(numbers, self._bytes.read(numbers), keys)
+        on_host = {name: columns.pop(name) for name in self.host_spec}
+        on_devices = jax.tree_util.tree_map_with_path(
+            lambda path, spec, column: to_device_dtype(
+                column,
+                np.dtype(spec.dtype),
+                lambda row: (
+                    f"{self.subject}: {self.files.where(numbers[row])}, feature {path_name(path)!r}"
+                ),
+            ),
+            self.spec,
+            columns,
+        )
+        return on_devices | on_host
+
+    def _decode(
+        self,
+        numbers: np.ndarray,
+        serialized: list[bytes],
+        keys: np.ndarray | None,
+        first_row: int = 0,
+    ) -> dict[str, Any]:
+        try:
+            with native_call():
+                return self._decoder(serialized, keys)
+        except self._decoder.errors as error:
+            if len(numbers) > 1:
+                # Decodes the records one by one, so that the error names the one that fails.
+                for row in range(len(numbers)):
+                    alone = slice(row, row + 1)
+                    key = None if keys is None else keys[alone]
+                    self._decode(numbers[alone], serialized[alone], key, first_row=row)
+                raise refused(
+                    RuntimeError,
+                    self.subject,
+                    "these records decode one by one, but not in one call.",
+                    records=len(numbers),
+                    error=reason(error),
+                    fix="free memory, or use a smaller batch_size",
+                ) from error
+            record = int(numbers[0]), serialized[0]
+            failure = decode_failure(
+                self.split, self._plan, self._decoder, record, error, row=first_row
+            )
+            # Without `from None`, the traceback would show the record that the error quotes.
+            raise failure from None if quotes_the_record(error) else error

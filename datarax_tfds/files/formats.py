@@ -1,0 +1,70 @@
+"""The file formats that can be read.
+
+To add one, such as Parquet:
+
+1. write a module with an opener, which opens a file as a `RecordFile`: see `array_record.py`
+   for a format whose library finds records by number, and `tfrecord.py` and `tfrecord_index.py`
+   for one that needs our index;
+2. add its name in TFDS to `FORMATS`;
+3. add a dataset of that format to `tests/tfds_datasets.py`, and damaged files to
+   `tests/test_bad_files.py`.
+
+`record_files.py` then reads its records by number, tries again after network errors, and checks
+each file against the metadata. `read` returns what `features.deserialize_example` of TFDS takes.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from datarax_tfds.files.array_record import ArrayRecordOpener
+from datarax_tfds.files.tfrecord_index import TFRecordOpener
+
+
+class RecordFile(Protocol):
+    """One open file of a split. Several threads may read it at once."""
+
+    def __len__(self) -> int:
+        """The number of records in the file."""
+        ...
+
+    def read(self, places: Sequence[int]) -> list[bytes]:
+        """The serialized records at these places in the file, in this order.
+
+        Raises:
+            DataLossError: The file is damaged. If the damage is in one record, the error names it
+                by `of_record(place, reason)`.
+            OSError: The file system failed; the caller then opens the file again.
+        """
+        ...
+
+    def where(self, place: int) -> str:
+        """Describes where in the file a record is, as `byte 1024`, for a message."""
+        ...
+
+
+class FileOpener(Protocol):
+    """Opens the files of one split. Several threads may call it at once for different files."""
+
+    def __call__(self, path: Path) -> RecordFile:
+        """Opens a file.
+
+        Raises:
+            DataLossError: The file is not of this format, or it is damaged.
+            OSError: The file cannot be opened.
+        """
+        ...
+
+    def rebuild_index(self, path: Path) -> bool:
+        """Called after a `DataLossError`; returns whether it has replaced a wrong index.
+
+        If so, the caller opens and reads the file again.
+        """
+        ...
+
+
+# By their names in TFDS.
+FORMATS: dict[str, Callable[[], FileOpener]] = {
+    "tfrecord": TFRecordOpener,
+    "array_record": ArrayRecordOpener,
+}

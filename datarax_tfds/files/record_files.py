@@ -1,0 +1,259 @@
+"""The files of a split as one sequence of records, read by number."""
+
+import errno
+import itertools
+import logging
+import os
+import resource
+import shlex
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from datarax_tfds.errors import RESTORE, DataLossError
+from datarax_tfds.files.formats import RecordFile
+from datarax_tfds.runtime.copying import not_copied
+from datarax_tfds.runtime.threads import ThreadPool
+from sharding.checks import refused
+from sharding.hosts.waits import result_of
+
+_log = logging.getLogger(__name__)
+
+# Errors of network file systems that may pass once the file is opened again.
+_TRANSIENT = frozenset({errno.EAGAIN, errno.EIO, errno.ENOENT, errno.ESTALE, errno.ETIMEDOUT})
+
+Result = TypeVar("Result")
+
+
+class Piece(NamedTuple):
+    """Consecutive records of one file: `take` records after the first `skip`.
+
+    `length` is the number of records in the file according to the metadata.
+    """
+
+    path: Path
+    skip: int
+    take: int
+    length: int
+
+
+@not_copied
+class RecordFiles:
+    """Reads the records of a split by number, from any of its files.
+
+    A file is opened at first use, and its number of records is then compared with the metadata.
+    After an error that may pass, as on a network, a file is opened and read again. Several threads
+    may read at once.
+
+    Args:
+        pieces: The parts of the split, in the order of the numbers.
+        open_file: Opens a file: see `FileOpener`.
+        rebuild_index: The method of `FileOpener`.
+        max_open: How many files stay open, those used last. By default, a quarter of the files that
+            the process may have open, and at most 1,024.
+        opening_threads: With how many threads `check` opens files. On a remote file system, opening
+            a file takes a round trip or two.
+        retry_waits_s: How long to wait before each further try after a transient error.
+    """
+
+    def __init__(
+        self,
+        pieces: Sequence[Piece],
+        open_file: Callable[[Path], RecordFile],
+        rebuild_index: Callable[[Path], bool] = lambda _: False,
+        *,
+        max_open: int | None = None,
+        opening_threads: int = 8,
+        retry_waits_s: Sequence[float] = (0.1, 0.5, 2.0),
+    ):
+        self._pieces = tuple(pieces)
+        self._ends = np.cumsum([piece.take for piece in pieces])
+        self._open_file = open_file
+        self._rebuild_index = rebuild_index
+        self._max_open = max_open or _open_limit()
+        self._opening_threads = opening_threads
+        self._retry_waits_s = retry_waits_s
+        self._open: OrderedDict[Path, RecordFile] = OrderedDict()
+        self._lock = threading.Lock()
+        self._opening = {piece.path: threading.Lock() for piece in pieces}
+        self._busy: dict[int, tuple[Path, float]] = {}  # by thread: the file it reads, since when
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def check(self, share: int = 0, shares: int = 1) -> Iterator[Path]:
+        """Opens every file once, which counts its records and builds its index.
+
+        Args:
+            share: Which files come first, in `[0, shares)`. The processes of a job begin with
+                different files, and later find the indexes that the others have built.
+            shares: The number of processes.
+
+        Yields:
+            Each file, once it is checked.
+
+        Raises:
+            DataLossError: A file holds another number of records than the metadata say, is cut
+                short, or cannot be read.
+            WaitTimeoutError: Opening or indexing a file takes longer than `stall_timeout_s`.
+        """
+        pieces = list({piece.path: piece for piece in self._pieces}.values())
+        turns = [pieces[(share + turn) % shares :: shares] for turn in range(shares)]
+        pool = ThreadPool(self._opening_threads, "datarax_tfds_open")
+        try:
+            ordered = itertools.chain.from_iterable(turns)
+            for counted in [pool.submit(self._counted, piece) for piece in ordered]:
+                yield result_of(counted, "finding records", self.slowest)
+        finally:
+            pool.close()  # the garbage collector runs this if the caller stops early
+
+    def read(self, numbers: np.ndarray) -> list[bytes]:
+        """The serialized records of these numbers, in this order.
+
+        Raises:
+            DataLossError: As `check`, or a checksum fails; the message names file, record and
+                offset.
+        """
+        return self._read(numbers)
+
+    def read_one(self, number: int) -> bytes:
+        """The serialized record of one number; raises as `read`."""
+        return self._read(np.array([number]))[0]
+
+    def _read(self, numbers: np.ndarray) -> list[bytes]:
+        owners = np.searchsorted(self._ends, numbers, side="right")
+        records: list[bytes] = [b""] * len(numbers)
+        for owner in np.unique(owners):
+            piece = self._pieces[owner]
+            rows = np.flatnonzero(owners == owner)
+            first = int(self._ends[owner]) - piece.take
+            places = (numbers[rows] - first + piece.skip).tolist()
+            try:
+                with self._noted(piece.path):
+                    found = self._tried(piece, lambda file, places=places: file.read(places))
+            except DataLossError as error:
+                if error.record is not None:  # the place in the file becomes the number
+                    error.record = int(numbers[rows[places.index(error.record)]])
+                raise
+            for row, record in zip(rows.tolist(), found, strict=True):
+                records[row] = record
+        return records
+
+    def slowest(self) -> str:
+        """Says what takes long: reading the file that a thread has been reading for longest, or
+        decoding if no thread reads.
+        """
+        busy = list(self._busy.values())
+        if not busy:
+            return "decoding records"
+        path, since = min(busy, key=lambda reading: reading[1])
+        return f"reading {path} ({time.monotonic() - since:.0f} s)"
+
+    def where(self, number: int) -> str:
+        """Describes a record for a message: its file, its place there, and its `tfds_id`."""
+        owner = int(np.searchsorted(self._ends, number, side="right"))
+        piece = self._pieces[owner]
+        place = int(number - self._ends[owner]) + piece.take + piece.skip
+        within = self._opened(piece).where(place)
+        return f"record {place} of {piece.path} ({within}, tfds_id {piece.path.name}__{place})"
+
+    def _counted(self, piece: Piece) -> Path:
+        with self._noted(piece.path):
+            self._tried(piece, len)
+        return piece.path
+
+    @contextmanager
+    def _noted(self, path: Path) -> Iterator[None]:
+        """Lets `slowest` name the file while this thread reads it."""
+        thread = threading.get_ident()
+        self._busy[thread] = path, time.monotonic()
+        try:
+            yield
+        finally:
+            del self._busy[thread]
+
+    def _tried(self, piece: Piece, read: Callable[[RecordFile], Result]) -> Result:
+        """The result of `read`; tries again if the index was wrong or the error may pass."""
+        waits_s = list(self._retry_waits_s)
+        while True:
+            file = None
+            try:
+                file = self._opened(piece)
+                return read(file)
+            except DataLossError:
+                if not self._had_a_wrong_index(piece, file):
+                    raise
+                continue
+            except OSError as error:
+                if error.errno not in _TRANSIENT:
+                    raise
+                if not waits_s:
+                    raise refused(
+                        DataLossError,
+                        str(piece.path),
+                        "the file cannot be read.",
+                        error=error,
+                        tries=len(self._retry_waits_s) + 1,
+                        fix="see with ls -l whether the file is there and its file system"
+                        " answers; mount that anew, or put back the file, and start again",
+                    ) from error
+                _log.warning("%s: %s; trying again in %.1f s", piece.path, error, waits_s[0])
+            with self._lock:
+                self._open.pop(piece.path, None)
+            time.sleep(waits_s.pop(0))
+
+    def _had_a_wrong_index(self, piece: Piece, file: RecordFile | None) -> bool:
+        """Whether the file was opened with a wrong index, which is now replaced."""
+        with self._opening[piece.path]:
+            with self._lock:
+                now = self._open.get(piece.path)
+            if file is not None and now is not file:
+                return True  # another thread has replaced the index, or has closed the file
+            if not self._rebuild_index(piece.path):
+                return False
+            with self._lock:
+                self._open.pop(piece.path, None)
+            return True
+
+    def _opened(self, piece: Piece) -> RecordFile:
+        # A lock for each file, so that others can be opened while a large one is indexed.
+        with self._opening[piece.path]:
+            with self._lock:
+                if piece.path in self._open:
+                    self._open.move_to_end(piece.path)
+                    return self._open[piece.path]
+            try:
+                file = self._open_file(piece.path)
+            except PermissionError as error:
+                raise refused(
+                    PermissionError,
+                    str(piece.path),
+                    "this process may not read the file.",
+                    user=os.geteuid(),
+                    fix=f"let its owner run: chmod a+r {shlex.quote(str(piece.path))}",
+                ) from error
+            if len(file) != piece.length:
+                raise refused(
+                    DataLossError,
+                    str(piece.path),
+                    f"the file holds {len(file)} records, dataset_info.json says {piece.length}.",
+                    bytes=os.path.getsize(piece.path),
+                    fix=RESTORE,
+                )
+            with self._lock:
+                self._open[piece.path] = file
+                while len(self._open) > self._max_open:
+                    # Not closed here, because another thread may be reading it.
+                    self._open.popitem(last=False)
+            return file
+
+
+def _open_limit() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, min(soft // 4, 1024)) if soft > 0 else 1024

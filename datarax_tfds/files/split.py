@@ -1,0 +1,228 @@
+"""Finds the files of a split, and which of their records belong to it; or refuses the split."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datarax_tfds.config.config import AnyConfig
+from datarax_tfds.errors import DataLossError
+from datarax_tfds.files.formats import FORMATS, FileOpener
+from datarax_tfds.files.preparing import prepared_builder
+from datarax_tfds.files.record_files import Piece, RecordFiles
+from datarax_tfds.runtime.forks import refuse_in_forked_child
+from datarax_tfds.runtime.threads import bounded
+from sharding.checks import nearest, refused
+
+_SPLIT_NAME = re.compile(r"\W.*", re.DOTALL)  # what follows the name of a split
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A prepared split.
+
+    Args:
+        dataset: Name, config and version, as `mnist/3.0.1`.
+        ranges: The resolved ranges, as `train[0:60000]`.
+        fingerprint: Digest of the names, lengths and sizes of the files.
+        earlier_fingerprint: The fingerprint in states of earlier versions, which counted a file
+            twice if two slices took records of it.
+        files: The serialized records by number.
+        info: The `tfds.core.DatasetInfo`.
+    """
+
+    dataset: str
+    ranges: str
+    fingerprint: str
+    earlier_fingerprint: str
+    files: RecordFiles
+    info: Any
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def without(self, number: int) -> str:
+        """A split expression for all records of this split but one."""
+        kept: list[str] = []
+        for part in self.ranges.split("+"):
+            name, _, limits = part[:-1].partition("[")
+            start, stop = map(int, limits.split(":"))
+            place, after = (min(max(start + at, start), stop) for at in (number, number + 1))
+            kept += [f"{name}[{a}:{b}]" for a, b in ((start, place), (after, stop)) if a < b]
+            number -= stop - start
+        return "+".join(kept)
+
+
+def open_split(config: AnyConfig) -> Split:
+    """Finds a split on disk, and prepares its dataset first if that is needed and allowed.
+
+    Reads metadata only. TensorFlow is imported only to prepare a dataset.
+
+    Raises:
+        WaitTimeoutError: Looking at the files takes longer than `stall_timeout_s`.
+        DatasetNotFoundError: As `prepared_builder`.
+        DataLossError: Files of the split are missing.
+        ValueError: The dataset has no such split, or its file format cannot be read.
+        RuntimeError: This is a child that was forked after JAX or TensorFlow was used.
+    """
+    subject = f"{config.name}:{config.split}"
+    refuse_in_forked_child(subject)
+    info = _info(config, subject)
+    doing = f"looking at the names and sizes of the files in {info.data_dir}"
+    return bounded(lambda: _split_of(info, config, subject), subject, lambda: doing)
+
+
+def _split_of(info: Any, config: AnyConfig, subject: str) -> Split:
+    ranges = _ranges(info, config.split, subject)
+    file_format = info.file_format.value
+    if file_format not in FORMATS:
+        raise refused(
+            ValueError,
+            subject,
+            f"the dataset is prepared as {file_format}, which is not read here.",
+            formats=", ".join(FORMATS),
+            fix="set data_dir to another directory, and download_and_prepare_kwargs="
+            "{'file_format': 'tfrecord'}, so that TFDS prepares the dataset anew; if TFDS has"
+            " no code for it, write it again with file_format='tfrecord'",
+        )
+    pieces = [
+        Piece(Path(instruction.filename), instruction.skip, instruction.take, length)
+        for instruction in info.splits[config.split].file_instructions
+        if (length := instruction.examples_in_shard)
+    ]
+    _require_files(pieces, subject)
+    # A file counts once even if two slices take records of it, as in train[:50%]+train[50%:].
+    files = {piece.path: piece for piece in pieces}.values()
+    opener = FORMATS[file_format]()
+    _check_empty_files(info, {name for name, _, _ in ranges}, opener)
+    return Split(
+        dataset=info.full_name,
+        ranges="+".join(f"{name}[{start}:{stop}]" for name, start, stop in ranges),
+        fingerprint=_fingerprint(files),
+        earlier_fingerprint=_fingerprint(pieces),
+        files=RecordFiles(pieces, opener, opener.rebuild_index),
+        info=info,
+    )
+
+
+def _info(config: AnyConfig, subject: str) -> Any:
+    """The `tfds.core.DatasetInfo` of a prepared dataset."""
+    from google.protobuf import json_format
+    from tensorflow_datasets.core import dataset_info
+
+    unreadable = (json_format.ParseError, json.JSONDecodeError, dataset_info.DatasetInfoFileError)
+    try:
+        return prepared_builder(config).info
+    except unreadable as error:
+        raise refused(
+            DataLossError,
+            subject,
+            "the metadata of the dataset cannot be read: dataset_info.json, features.json.",
+            searched=config.data_dir or "the default data_dir of TFDS",
+            error=error,
+            fix="put back intact copies of these files, or delete their directory and prepare"
+            " the dataset again",
+        ) from error
+
+
+def _check_empty_files(info: Any, names: set[str], open_file: FileOpener) -> None:
+    """Refuses files that hold records but are empty according to the metadata.
+
+    Otherwise these records would be left out.
+    """
+    for name in sorted(names):
+        lengths = info.splits[name].shard_lengths
+        for path, length in zip(map(Path, info.splits[name].filepaths), lengths, strict=True):
+            if length == 0 and path.is_file() and path.stat().st_size:
+                records = len(open_file(path))
+                if records:
+                    raise refused(
+                        DataLossError,
+                        str(path),
+                        f"the file holds {records} records, dataset_info.json says 0.",
+                        bytes=path.stat().st_size,
+                        fix="put back the dataset_info.json that was written with the file, or"
+                        " delete its directory and prepare the dataset again",
+                    )
+
+
+def _ranges(info: Any, split: Any, subject: str) -> list[tuple[str, int, int]]:
+    """The absolute ranges of a split expression, which must not be empty or overlap."""
+    import tensorflow_datasets as tfds
+
+    sizes = {name: part.num_examples for name, part in info.splits.items()}
+    whole = max(sizes, key=lambda name: sizes[name], default="train")
+    try:
+        absolute = tfds.core.ReadInstruction.from_spec(split).to_absolute(info.splits)
+        records = info.splits[split].num_examples
+    except (ValueError, AssertionError, KeyError) as error:
+        raise refused(
+            ValueError,
+            subject,
+            "the dataset has no such split.",
+            split=repr(split),
+            splits=sizes,
+            error=error,
+            fix=f"use split={nearest(_SPLIT_NAME.sub('', str(split)), sizes) or whole!r}",
+        ) from error
+    ranges = [
+        (part.splitname, part.from_ or 0, sizes[part.splitname] if part.to is None else part.to)
+        for part in absolute
+    ]
+    if records < 1:
+        raise refused(
+            ValueError,
+            subject,
+            "the split has no records.",
+            split=repr(split),
+            splits=sizes,
+            fix=f"use split={whole!r}, or another slice of it",
+        )
+    for (name, _, stop), (next_name, start, _) in zip(
+        sorted(ranges), sorted(ranges)[1:], strict=False
+    ):
+        if name == next_name and start < stop:
+            raise refused(
+                ValueError,
+                subject,
+                "the slices overlap, so that an epoch would hold records twice.",
+                split=repr(split),
+                fix=f"use split={_union(ranges)!r}, which holds each record once",
+            )
+    return ranges
+
+
+def _union(ranges: list[tuple[str, int, int]]) -> str:
+    """A split expression for the same records, each of them once."""
+    merged: list[tuple[str, int, int]] = []
+    for name, start, stop in sorted(ranges):
+        if merged and merged[-1][0] == name and start <= merged[-1][2]:
+            stop = max(stop, merged[-1][2])
+            start = merged.pop()[1]
+        merged.append((name, start, stop))
+    return "+".join(f"{name}[{start}:{stop}]" for name, start, stop in merged if start < stop)
+
+
+def _require_files(pieces: Sequence[Piece], subject: str) -> None:
+    """Raises a `DataLossError` if files of the split are missing."""
+    missing = [str(piece.path) for piece in pieces if not piece.path.is_file()]
+    if missing:
+        raise refused(
+            DataLossError,
+            subject,
+            f"{len(missing)} of {len(pieces)} files of the split are missing.",
+            first=missing[0],
+            fix="put back the missing files, or delete their directory and prepare the dataset"
+            " again",
+        )
+
+
+def _fingerprint(pieces: Iterable[Piece]) -> str:
+    """A digest of the names, lengths and sizes of files."""
+    lines = sorted(
+        f"{piece.path.name} {piece.length} {piece.path.stat().st_size}" for piece in pieces
+    )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

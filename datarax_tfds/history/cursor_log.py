@@ -1,0 +1,86 @@
+"""Logs the cursor after each batch, so that `audit` can check what was delivered."""
+
+import itertools
+import json
+import os
+from typing import Any
+
+import jax
+
+from datarax_tfds.pipeline import Pipeline
+from sharding.hosts.agreement import run_id
+
+FORMAT = 1
+
+_ordinals = itertools.count()
+
+
+class CursorLog:
+    """Logs every batch that was trained on, for `audit`.
+
+        log = CursorLog(f"{directory}/cursors-{jax.process_index()}.jsonl", pipeline)
+        for batch in pipeline:
+            train_step(batch)
+            log.note()
+
+    Build it after the pipeline has been restored. The log of one process is enough, because all
+    processes have the same cursor. If several processes write logs, each needs its own file, and
+    the audit also compares the logs. With `max_corrupt_records` every process should write a log,
+    because only the process that reads a corrupt record notes it. A line has about 60 bytes; it is
+    written at once, and is not lost if the process is killed.
+
+    Args:
+        path: The file to append to. Runs that continue a job may use the same file.
+        pipeline: The pipeline whose batches are noted.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], pipeline: Pipeline):
+        self._pipeline = pipeline
+        self._run = f"{run_id()}-{next(_ordinals)}"  # the same on every process
+        self._path = path
+        self._corrupt = 0
+        self._append(b"\n")  # ends the partial line of a run that was killed
+        self._write(
+            begins={
+                "format": FORMAT,
+                "batch_size": pipeline.batch_size,
+                "processes": jax.process_count(),
+                "state": pipeline.get_state(),
+            },
+            **self._new_corrupt(),
+        )
+
+    def note(self, numbers: jax.Array | None = None) -> None:
+        """Notes the batch that the pipeline returned last.
+
+        Args:
+            numbers: `batch["record_number"]` of a pipeline with `record_numbers`. The audit then
+                compares the records themselves, too.
+        """
+        cursor = self._pipeline.cursor
+        rows: dict[str, Any] = {}
+        if numbers is not None:
+            rows["rows"] = [
+                [shard.index[0].indices(len(numbers))[0], jax.device_get(shard.data).tolist()]
+                for shard in numbers.addressable_shards
+                if shard.replica_id == 0
+            ]
+        self._write(at=[cursor.epoch, cursor.index], **rows, **self._new_corrupt())
+
+    def _new_corrupt(self) -> dict[str, Any]:
+        """All corrupt records so far, if the log does not have them all yet."""
+        corrupt = self._pipeline.source.corrupt_records
+        if len(corrupt) == self._corrupt:
+            return {}
+        self._corrupt = len(corrupt)
+        return {"corrupt": sorted(corrupt.items())}
+
+    def _write(self, **fields: Any) -> None:
+        line = json.dumps({"run": self._run, **fields}, separators=(",", ":"))
+        self._append(f"{line}\n".encode())
+
+    def _append(self, line: bytes) -> None:
+        # Opened for each line, which takes 20 us, so that nobody has to close the log.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        with open(os.open(self._path, flags, 0o644), "ab", buffering=0) as file:
+            file.write(line)

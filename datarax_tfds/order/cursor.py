@@ -1,0 +1,127 @@
+"""Computes where each batch of a run begins and ends in its data."""
+
+import difflib
+import functools
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+from sharding.checks import error_message, refused
+
+_log = logging.getLogger(__name__)
+
+Remainder = Literal["wrap", "drop", "pad"]
+
+
+@dataclass(frozen=True, order=True)
+class Cursor:
+    """The next position to hand out: `index` in `[0, N)` of the order of `epoch`, from 0.
+
+    It is global: the same on every process, and counted in records handed to the trainer.
+    """
+
+    epoch: int = 0
+    index: int = 0
+
+
+class Span(NamedTuple):
+    """Positions `[start, stop)` of one epoch."""
+
+    epoch: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How epochs are cut into batches.
+
+    The number of steps follows from these three fields, so no process can run one step more than
+    another. If fewer records than a batch are left at the end of an epoch:
+
+    - `wrap` completes the batch with the first records of the next epoch, whose own first batch
+      starts after them. Every record is delivered once an epoch, and every batch is full.
+    - `drop` skips these last records of the epoch.
+    - `pad` fills the batch with rows of zeros, and a mask tells records from padding.
+
+    Args:
+        length: Number of records N.
+        batch_size: Rows of a batch over all processes, at least 1.
+        remainder: One of the above.
+    """
+
+    length: int
+    batch_size: int
+    remainder: Remainder = "wrap"
+
+    def __post_init__(self):
+        if self.remainder not in get_args(Remainder):
+            near = difflib.get_close_matches(str(self.remainder).lower(), get_args(Remainder), n=1)
+            raise refused(
+                ValueError,
+                "remainder",
+                f"it must be 'wrap', 'drop' or 'pad', got {self.remainder!r}.",
+                remainder=repr(self.remainder),
+                fix=f"use remainder={(near or get_args(Remainder))[0]!r}",
+            )
+        if self.remainder == "drop" and self.batch_size > self.length:
+            raise refused(
+                ValueError,
+                "remainder",
+                "'drop' would leave out every record, because a batch is larger than an epoch.",
+                batch_size=self.batch_size,
+                records=self.length,
+                fix="use remainder='pad' or remainder='wrap', or a batch_size of at most"
+                f" {self.length}",
+            )
+
+    def spans(self, cursor: Cursor) -> Iterator[Span]:
+        """The positions of the batch at a cursor, in order; with `pad` they may be fewer."""
+        cursor = self.normalized(cursor)
+        epoch, index = cursor.epoch, cursor.index
+        wanted = self.batch_size
+        while wanted:
+            stop = min(index + wanted, self.length)
+            yield Span(epoch, index, stop)
+            wanted -= stop - index
+            epoch, index = epoch + 1, 0
+            if self.remainder == "pad":
+                return
+
+    def after(self, cursor: Cursor) -> Cursor:
+        """The cursor after the batch at a cursor; traceable."""
+        cursor = self.normalized(cursor)
+        if self.remainder == "pad":
+            stop = cursor.index + min(self.batch_size, self.length)
+            full = stop // self.length
+            return Cursor(cursor.epoch + full, stop * (1 - full))
+        epochs, index = divmod(cursor.index + self.batch_size, self.length)
+        return self.normalized(Cursor(cursor.epoch + epochs, index))
+
+    def normalized(self, cursor: Cursor) -> Cursor:
+        """The cursor after the records that `drop` skips; traceable."""
+        if self.remainder == "drop":
+            over = (cursor.index + self.batch_size - 1) // self.length
+            return Cursor(cursor.epoch + over, cursor.index * (1 - over))
+        return cursor
+
+    def steps(self, cursor: Cursor = Cursor()) -> int:
+        """The number of batches that start from a cursor to the end of its epoch, at least 1."""
+        left = self.length - self.normalized(cursor).index
+        return left // self.batch_size if self.remainder == "drop" else -(-left // self.batch_size)
+
+
+@functools.lru_cache(maxsize=64)  # so that a loop logs this once
+def warn_of_repeats(subject: str, batch_size: int, length: int) -> None:
+    """Logs that a batch larger than an epoch holds records more than once."""
+    _log.warning(
+        error_message(
+            subject,
+            "a batch is larger than the split, so records repeat within it.",
+            batch_size=batch_size,
+            records=length,
+            fix=f"use a batch_size of at most {length}, or a Pipeline with remainder='pad', which"
+            " fills the batch up with zeros and adds a mask",
+        )
+    )

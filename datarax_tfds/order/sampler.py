@@ -1,0 +1,243 @@
+"""Which records a batch takes: those at a cursor, or any that are selected by number."""
+
+import functools
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+from datarax_tfds.order.cipher import index_shuffle
+from datarax_tfds.order.cursor import Cursor, Schedule
+from datarax_tfds.order.keys import record_keys
+
+
+class RecordOrder(Protocol):
+    """Which record stands at which position, in every epoch, as `Order` and `BlockOrder`."""
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def seed(self) -> int | None: ...  # None for the stored order
+
+    @property
+    def version(self) -> int | str: ...
+
+    def host_numbers(self, epoch: int, start: int, stop: int, stride: int = 0) -> np.ndarray: ...
+
+    def device_numbers(self, epochs: jax.Array, positions: jax.Array) -> jax.Array: ...
+
+
+class Selection(Protocol):
+    """The records of a batch, in the order of its rows."""
+
+    @property
+    def batch_size(self) -> int:
+        """Rows over all processes."""
+        ...
+
+    def record_numbers(self, rows: slice = slice(None)) -> Any:
+        """The numbers of the records in these rows, `[rows]`; N for rows of padding."""
+        ...
+
+    def keys(self, rows: slice = slice(None)) -> Any:
+        """Two words for each of these rows, for a random `map_fn` or stage: `[rows, 2]` int32."""
+        ...
+
+
+@dataclass(frozen=True)
+class BatchAt:
+    """The batch at a cursor. It is hashable, so that a batch that is read ahead is found by it.
+
+    Args:
+        order: Which record stands at which position.
+        schedule: How epochs are cut into batches.
+        cursor: The position of the first row.
+        seed: The seed of the keys.
+    """
+
+    order: RecordOrder
+    schedule: Schedule
+    cursor: Cursor
+    seed: int
+
+    @property
+    def batch_size(self) -> int:
+        return self.schedule.batch_size
+
+    @property
+    def records(self) -> np.int32:
+        """How many rows are records; the others, at the end, are padding."""
+        return np.int32(sum(span.stop - span.start for span in self.schedule.spans(self.cursor)))
+
+    @property
+    def following(self) -> Self:
+        """The batch after this one."""
+        after = self.schedule.after(self.cursor)
+        return type(self)(self.order, self.schedule, after, self.seed)
+
+    def record_numbers(self, rows: slice = slice(None)) -> np.ndarray:
+        """Computes only these rows."""
+        parts = [
+            self.order.host_numbers(epoch, start, stop, stride=self.batch_size)
+            for epoch, start, stop in self._spans(rows)
+        ]
+        start, stop, _ = rows.indices(self.batch_size)
+        padding = stop - start - sum(map(len, parts))
+        if padding or not parts:
+            parts.append(np.full(padding, self.schedule.length))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def keys(self, rows: slice = slice(None)) -> np.ndarray:
+        numbers = self.record_numbers(rows)
+        epochs = np.zeros(len(numbers), np.int64)
+        filled = 0
+        for epoch, start, stop in self._spans(rows):
+            epochs[filled : filled + stop - start] = epoch
+            filled += stop - start
+        return record_keys(self.seed, epochs, numbers)
+
+    def _spans(self, rows: slice) -> Iterator[tuple[int, int, int]]:
+        """The positions of these rows, as (epoch, first position, last position + 1)."""
+        first, last, _ = rows.indices(self.batch_size)
+        row = 0
+        for epoch, start, stop in self.schedule.spans(self.cursor):
+            lower, upper = max(first - row, 0), min(last - row, stop - start)
+            if lower < upper:
+                yield epoch, start + lower, start + upper
+            row += stop - start
+
+
+@dataclass(frozen=True, eq=False)
+class ByNumber:
+    """Records by number.
+
+    Args:
+        numbers: The numbers of the records, `[batch_size]`.
+        epoch: The epoch of the keys.
+        seed: The seed of the keys.
+    """
+
+    numbers: np.ndarray
+    epoch: int
+    seed: int
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.numbers)
+
+    def record_numbers(self, rows: slice = slice(None)) -> np.ndarray:
+        return self.numbers[rows]
+
+    def keys(self, rows: slice = slice(None)) -> np.ndarray:
+        return record_keys(self.seed, self.epoch, self.numbers[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """A batch within a program of the caller, which computes its numbers when it runs.
+
+    Args:
+        epochs: The epochs of the keys: one, or `[batch_size]` int32.
+        numbers: The numbers of the records, `[batch_size]`; N for rows of padding.
+        seed: The seed of the keys.
+        records: How many rows are records; None if all of them are.
+    """
+
+    epochs: Any
+    numbers: Any
+    seed: int
+    records: Any = None
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.numbers)
+
+    def record_numbers(self, rows: slice = slice(None)) -> Any:
+        return self.numbers[rows]
+
+    def keys(self, rows: slice = slice(None)) -> Any:
+        return record_keys(self.seed, self.epochs, self.numbers)[rows]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Makes batches from an order, and from the seed of all that is random in a source.
+
+    Args:
+        order: Which record stands at which position of an epoch.
+        seed: The seed of the keys, even if records come in the order of the files.
+    """
+
+    order: RecordOrder
+    seed: int
+
+    @property
+    def shuffled(self) -> bool:
+        return self.order.seed is not None
+
+    def at(self, schedule: Schedule, cursor: Cursor) -> BatchAt:
+        """The batch at a cursor."""
+        return BatchAt(self.order, schedule, cursor, self.seed)
+
+    def select(self, schedule: Schedule, cursor: Cursor) -> BatchAt | Traced:
+        """The batch at a cursor, which may be traced."""
+        if not isinstance(cursor.index, jax.core.Tracer):
+            return self.at(schedule, cursor)
+        cursor = schedule.normalized(cursor)
+        batch = self.traced_positions(cursor.epoch, cursor.index, schedule.batch_size)
+        if schedule.remainder != "pad":
+            return batch
+        records = jnp.minimum(schedule.length - cursor.index, schedule.batch_size)
+        is_record = jnp.arange(schedule.batch_size) < records
+        numbers = jnp.where(is_record, batch.numbers, schedule.length)
+        return Traced(jnp.where(is_record, batch.epochs, 0), numbers, self.seed, records)
+
+    def positions(
+        self, epoch: int, start: int, size: int, key: jax.Array | None = None
+    ) -> BatchAt | ByNumber:
+        """The records at consecutive positions.
+
+        Args:
+            epoch: The epoch of position 0.
+            start: The first position. Positions beyond the length belong to the next epochs, or
+                wrap around if there is a key.
+            size: The number of positions.
+            key: The key of another random order, to use in place of this one if it is shuffled.
+        """
+        length = self.order.length
+        if key is not None:
+            places = np.arange(start, start + size) % length
+            return ByNumber(self._keyed(places, key), epoch, self.seed)
+        epochs, index = divmod(start, length)
+        return self.at(Schedule(length, size), Cursor(epoch + epochs, index))
+
+    def traced_positions(
+        self, epoch: Any, start: Any, size: int, key: jax.Array | None = None
+    ) -> Traced:
+        """The same as `positions`, traceable in all but `size`."""
+        length = self.order.length
+        positions = jnp.asarray(start, jnp.int32) + jnp.arange(size, dtype=jnp.int32)
+        epochs, places = jnp.asarray(epoch, jnp.int32) + positions // length, positions % length
+        if key is None:
+            return Traced(epochs, self.order.device_numbers(epochs, places), self.seed)
+        return Traced(epochs, self._keyed(places, key), self.seed)
+
+    def _keyed(self, places: Any, key: jax.Array) -> Any:
+        return index_shuffle(places, self.order.length, key_word(key)) if self.shuffled else places
+
+
+def key_word(key: jax.Array) -> Any:
+    """A PRNG key, typed or raw, as one 32-bit word; an integer unless the key is traced."""
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    words = jax.random.key_data(key) if typed else key
+    traced = isinstance(words, jax.core.Tracer)
+    if not traced:
+        words = jax.device_get(words)
+    word = functools.reduce(operator.xor, [words[i] for i in range(words.shape[-1])])
+    return word if traced else int(word)

@@ -1,0 +1,58 @@
+"""The names that users import from `datarax_tfds`."""
+
+from datarax_tfds.config.config import TFDSEagerConfig, TFDSStreamingConfig
+from datarax_tfds.decoding.image_crops import decode_center_crop, decode_random_crop
+from datarax_tfds.decoding.record_spec import Unbatched
+from datarax_tfds.errors import (
+    CursorTraceError,
+    DataLossError,
+    DatasetNotFoundError,
+    StateMismatchError,
+    TrustError,
+)
+from datarax_tfds.history.audit import Audit, audit
+from datarax_tfds.history.cursor_log import CursorLog
+from datarax_tfds.order.cursor import Cursor
+from datarax_tfds.pipeline import Pipeline
+from datarax_tfds.sources.prefetch import prefetch_to_device
+from datarax_tfds.tfds_source import TFDSEagerSource, TFDSStreamingSource, from_tfds
+from sharding import (
+    DisagreementError,
+    PeerFailedError,
+    Preemption,
+    WaitTimeoutError,
+    batch_sharding,
+    global_batch,
+    initialize,
+    make_mesh,
+)
+
+__all__ = [
+    "Audit",
+    "Cursor",
+    "CursorLog",
+    "CursorTraceError",
+    "DataLossError",
+    "DatasetNotFoundError",
+    "DisagreementError",
+    "PeerFailedError",
+    "Pipeline",
+    "Preemption",
+    "StateMismatchError",
+    "TFDSEagerConfig",
+    "TFDSEagerSource",
+    "TFDSStreamingConfig",
+    "TFDSStreamingSource",
+    "TrustError",
+    "Unbatched",
+    "WaitTimeoutError",
+    "audit",
+    "batch_sharding",
+    "decode_center_crop",
+    "decode_random_crop",
+    "from_tfds",
+    "global_batch",
+    "initialize",
+    "make_mesh",
+    "prefetch_to_device",
+]

@@ -1,0 +1,157 @@
+"""Reads batches in other threads, also the next ones while the current one is in use."""
+
+import itertools
+import math
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from datarax_tfds.decoding.decoder import MAX_CHUNK, decode_chunk_size
+from datarax_tfds.decoding.reader import RecordReader
+from datarax_tfds.order.sampler import BatchAt, Selection
+from datarax_tfds.records.chunks import Chunks, PendingRows
+from datarax_tfds.runtime.threads import ThreadPool, decoding_threads
+
+_MAX_GROUP_BYTES = 16 << 20  # grouping larger batches gains nothing
+
+Result = TypeVar("Result")
+
+
+class DecodedRecords(Protocol):
+    """Reads and decodes records by number: a `RecordReader`, or its `RecordCache`."""
+
+    def read(self, numbers: np.ndarray, keys: np.ndarray | None = None, /) -> dict[str, Any]:
+        """Returns the records `[n, ...]` of these numbers `[n]`; random ones need keys `[n, 2]`."""
+        ...
+
+
+class ReadAhead:
+    """Reads the rows of batches in other threads ahead of their use, also past an epoch's end.
+
+    Small batches are read in groups, which costs less than one by one. Pending work is looked up by
+    batch. After a seek, or with another batch size, read-ahead pauses until two consecutive batches
+    are requested. It serves two streams of batches at once, such as those of a source and a clone.
+
+    Only the thread of the caller may use it.
+
+    Args:
+        reader: Describes the records.
+        decoded: Reads and decodes the records.
+        pool: The threads that call `decoded`.
+        slices: For a batch size, the slices `[start, stop)` of a batch that this process reads.
+        depth: How many groups to read ahead of the current one.
+        grouped: Whether to read several batches in one call, if they are small.
+    """
+
+    def __init__(
+        self,
+        reader: RecordReader,
+        decoded: DecodedRecords,
+        pool: ThreadPool,
+        slices: Callable[[int], list[tuple[int, int]]],
+        *,
+        depth: int,
+        grouped: bool,
+    ):
+        self._reader = reader
+        self._decoded = decoded
+        self._pool = pool
+        self._slices = slices
+        self._depth = depth
+        self._grouped = grouped
+        # The rows of a batch, and the batch that follows its group.
+        self._pending: OrderedDict[BatchAt, tuple[PendingRows, BatchAt]] = OrderedDict()
+        self._expected: deque[BatchAt] = deque(maxlen=2)  # the successors of the last two batches
+
+    def read(self, selection: Selection, use: Callable[[PendingRows], Result]) -> Result:
+        """Returns `use(rows)` for the rows of a selection.
+
+        If reading fails, the rows are read again alone, so that an error raised by a batch decoded
+        in the same call is not reported here.
+        """
+        if not isinstance(selection, BatchAt):
+            return use(self._begun([selection], awaited=True)[0])
+        rows = self._rows(selection)
+        try:
+            return use(rows)
+        except Exception:  # any kind: drop the batches read ahead, which may hold the same error
+            for unwanted, _ in self._pending.values():
+                unwanted.cancel()
+            self._pending.clear()
+            return use(self._begun([selection], awaited=True)[0])
+
+    def _rows(self, batch: BatchAt) -> PendingRows:
+        """Returns the rows of a batch, forgets them, and begins to read the batches after it."""
+        follows = batch in self._expected
+        self._expected.append(batch.following)
+        begun = self._pending.pop(batch, None)
+        rows, end = begun or (self._begun([batch], awaited=True)[0], batch.following)
+        if follows and self._depth:
+            size = self._group_size(batch)
+            for _ in range(self._depth):
+                if end not in self._pending:
+                    self._begin_group(end, size)
+                _, end = self._pending[end]
+            while len(self._pending) > 2 * (self._depth + 1) * size:
+                _, (unwanted, _) = self._pending.popitem(last=False)
+                unwanted.cancel()
+        return rows
+
+    def _begin_group(self, batch: BatchAt, size: int) -> None:
+        group = []
+        while len(group) < size and batch not in self._pending:
+            group.append(batch)
+            batch = batch.following
+        # The caller waits soon for the first group of a stream.
+        begun = self._begun(group, awaited=not self._pending)
+        for member, rows in zip(group, begun, strict=True):
+            self._pending[member] = rows, batch
+
+    def _group_size(self, batch: BatchAt) -> int:
+        """How many batches to read together so that all threads get calls of the largest size."""
+        if not self._grouped or not self._reader.holds_arrays:
+            return 1
+        rows = sum(stop - start for start, stop in self._slices(batch.batch_size))
+        wanted = MAX_CHUNK * decoding_threads() / self._depth
+        within_reach = self._reader.reach // ((self._depth + 1) * batch.batch_size)
+        light = _MAX_GROUP_BYTES // max(rows * self._reader.record_bytes, 1)
+        return max(1, min(math.ceil(wanted / rows), within_reach, light))
+
+    def _begun(self, selections: Sequence[Selection], *, awaited: bool) -> list[PendingRows]:
+        """Begins to read selections of one size, with many records in each call.
+
+        Rows for which the caller waits are split finely enough to use all threads.
+        """
+        slices = self._slices(selections[0].batch_size)
+        numbers, keys, ends = [], [], [0]
+        for selection, (start, stop) in itertools.product(selections, slices):
+            wanted = selection.record_numbers(slice(start, stop))
+            records = int(np.count_nonzero(wanted < self._reader.length))  # the rest is padding
+            numbers.append(wanted[:records])
+            if self._reader.stochastic:
+                keys.append(selection.keys(slice(start, stop))[:records])
+            ends.append(ends[-1] + records)
+        share = ends[-1] * (1 if awaited else self._depth) // decoding_threads()
+        every_key = np.concatenate(keys) if keys else None
+        chunks = self._submitted(np.concatenate(numbers), every_key, share)
+        places = itertools.pairwise(ends)
+        return [
+            PendingRows(chunks, dict(zip(slices, places, strict=False)), self._reader)
+            for _ in selections
+        ]
+
+    def _submitted(self, numbers: np.ndarray, keys: np.ndarray | None, share: int) -> Chunks:
+        """Submits the records in chunks of about equal length, at most `share` in each."""
+        size = 1
+        if self._reader.holds_arrays:
+            size = decode_chunk_size(share, self._reader.record_bytes)
+        calls = math.ceil(len(numbers) / size)
+        size = max(math.ceil(len(numbers) / max(calls, 1)), 1)
+        chunks: Chunks = []
+        for start in range(0, len(numbers), size):
+            rows = slice(start, start + size)
+            work = numbers[rows], None if keys is None else keys[rows]
+            chunks.append((start, self._pool.submit(self._decoded.read, *work)))
+        return chunks

@@ -1,0 +1,161 @@
+"""Makes batches on the mesh from records that are left on disk."""
+
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+
+from datarax_tfds.decoding.device_dtypes import require_same_widths
+from datarax_tfds.decoding.reader import RecordReader
+from datarax_tfds.decoding.record_spec import require_arrays
+from datarax_tfds.order.sampler import BatchAt, ByNumber, Selection, Traced
+from datarax_tfds.records.cache import RecordCache
+from datarax_tfds.records.chunks import PendingRows
+from datarax_tfds.records.eager import EagerRecords
+from datarax_tfds.records.host_rows import HostRows, joined
+from datarax_tfds.records.memory import EAGER_MEMORY_FRACTION, free_host_bytes
+from datarax_tfds.records.read_ahead import DecodedRecords, ReadAhead
+from datarax_tfds.records.records import BatchInputs
+from datarax_tfds.runtime.copying import not_copied
+from datarax_tfds.runtime.threads import ThreadPool, decoding_threads
+from sharding import global_batch, local_rows
+from sharding.checks import refused
+from sharding.placement import Placement, on_mesh
+
+
+@not_copied
+class StreamingRecords:
+    """The records of a split as batches, read and decoded when they are needed.
+
+    Each process reads only the rows of a batch that its devices hold. Decoding runs in threads of
+    its own; JAX runs in the thread of the caller.
+
+    Args:
+        reader: Reads records from the files.
+        batch: The placement of batches on the mesh.
+        prefetch_buffer: How many batches may wait decoded, as in the config.
+        cacheable: Whether decoded records are kept, as in the config.
+
+    Raises:
+        ValueError: `cacheable` is set, and `map_fn` is random.
+    """
+
+    def __init__(
+        self,
+        reader: RecordReader,
+        *,
+        batch: Placement,
+        prefetch_buffer: int,
+        cacheable: bool,
+    ):
+        self.length = reader.length
+        self.spec = reader.spec
+        self._reader = reader
+        self._batch = batch
+        self._cache = _cache_of(reader) if cacheable else None
+        self._pool = ThreadPool(decoding_threads(), "datarax_tfds")
+        decoded: DecodedRecords = self._cache or reader
+        # One more: a batch is being decoded while the others wait.
+        depth = prefetch_buffer + 1 if prefetch_buffer else 0
+        slices = lambda batch_size: list(local_rows(batch, batch_size))  # noqa: E731
+        self._batches = ReadAhead(reader, decoded, self._pool, slices, depth=depth, grouped=True)
+        whole = lambda batch_size: [(0, batch_size)]  # noqa: E731
+        self._single = ReadAhead(reader, decoded, self._pool, whole, depth=depth, grouped=False)
+
+    def inputs(self, selection: Selection) -> BatchInputs:
+        """Reads the batch itself, on the mesh, and the part of it that stays on the host.
+
+        Raises:
+            ValueError: The records cannot be rows of an array.
+        """
+        require_arrays(self.spec, self._reader.subject, mapped=self._reader.maps)
+        require_same_widths(self.spec, self._reader.subject)
+
+        def placed(rows: PendingRows) -> BatchInputs:
+            on_host: dict[int, HostRows] = {}
+
+            def on_devices(part: slice) -> dict[str, Any]:
+                columns = rows.stacked(part)
+                on_host[part.start] = {name: columns.pop(name) for name in self._reader.host_spec}
+                return columns
+
+            batch = global_batch(on_devices, selection.batch_size, self._batch)
+            return BatchInputs(batch, joined(on_host[start] for start in sorted(on_host)))
+
+        return self._batches.read(selection, placed)
+
+    def assemble(self, on_devices: dict[str, Any]) -> dict[str, Any]:
+        """Returns the batch of `inputs` unchanged."""
+        return on_devices
+
+    def batch(self, selection: Selection) -> dict[str, Any]:
+        """The records of a selection as a batch `[batch_size, ...]`."""
+        if isinstance(selection, Traced):
+            raise self._not_compiled(selection.batch_size)
+        on_devices, on_host = self.inputs(selection)
+        return on_devices | on_host
+
+    def scan_inputs(self, numbers: np.ndarray) -> NoReturn:
+        """Raises an error: a stream is read on the host, between compiled steps."""
+        raise self._not_compiled(numbers.shape[-1])
+
+    def _not_compiled(self, batch_size: int) -> NotImplementedError:
+        return refused(
+            NotImplementedError,
+            self._reader.subject,
+            "a stream cannot be read within a compiled function.",
+            batch_size=batch_size,
+            fix="take the batch outside and pass it in, or use a TFDSEagerSource",
+        )
+
+    def all_records(self, keep: bool) -> dict[str, Any]:  # noqa: ARG002
+        """Returns all records in stored order, `[N, ...]`, on the devices. They are read again at
+        each call, and `keep` is ignored: a stream must not hold all records in memory.
+        """
+        return EagerRecords(self._reader, batch=self._batch, layout="auto").all_records(keep=False)
+
+    def reset_cache(self) -> None:
+        """Forgets decoded records."""
+        if self._cache is not None:
+            self._cache.clear()
+
+    def record(self, selection: ByNumber) -> dict[str, Any]:
+        """Returns one record, without a batch axis: text as bytes, arrays on every device."""
+        return self._single.read(selection, lambda rows: next(self._placed_singly(rows)))
+
+    def each_record(self, block: BatchAt) -> Iterator[dict[str, Any]]:
+        """Yields the records of a block one by one, as `record` returns them."""
+        return iter(self._single.read(block, lambda rows: list(self._placed_singly(rows))))
+
+    def _placed_singly(self, rows: PendingRows) -> Iterator[dict[str, Any]]:
+        require_same_widths(self.spec, self._reader.subject)
+        for record in rows.singly():
+            on_host = {name: record.pop(name) for name in self._reader.host_spec}
+            leaves, structure = jax.tree.flatten(record)
+            placed = iter(on_mesh([leaf for leaf in leaves if not _is_text(leaf)], self._batch))
+            yield (
+                structure.unflatten(leaf if _is_text(leaf) else next(placed) for leaf in leaves)
+                | on_host
+            )
+
+
+def _cache_of(reader: RecordReader) -> RecordCache | None:
+    if reader.stochastic:
+        raise refused(
+            ValueError,
+            reader.subject,
+            "records that are kept cannot change from epoch to epoch, as map_fn asks.",
+            cacheable=True,
+            map_fn="takes a seed",
+            fix="use cacheable=False, or a random stage of the Pipeline in place of map_fn",
+        )
+    if not reader.holds_arrays:
+        return None
+    max_bytes = int(EAGER_MEMORY_FRACTION * free_host_bytes())
+    spec = reader.spec | reader.host_spec
+    return RecordCache(reader.read, spec, length=reader.length, max_bytes=max_bytes)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, bytes) or value.dtype == object

@@ -1,0 +1,145 @@
+"""Makes batches before they are asked for; the position counts only those handed out."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+
+from datarax_tfds.order.cursor import Cursor
+from sharding.checks import is_integer, refused, whole_number
+
+
+class Taken(NamedTuple):
+    """A batch that was made, and what changes when it is handed out.
+
+    Args:
+        result: The batch, or a single record.
+        after: The cursor after it.
+        records: How many of the records up to that cursor are handed out; None for all of them.
+        keep: Stores the new state of the stages.
+        undo: Restores the state that the stages had before the batch.
+    """
+
+    result: Any
+    after: Cursor
+    records: int | None = None
+    keep: Callable[[], None] | None = None
+    undo: Callable[[], None] | None = None
+
+
+@runtime_checkable
+class Positioned(Protocol):
+    """A pipeline or a source, which can be read ahead of its own position."""
+
+    @property
+    def cursor(self) -> Cursor: ...
+
+    def advance(self, read: Callable[[Cursor], Taken]) -> Any: ...
+
+    def upcoming(self) -> Iterator[tuple[Cursor, Taken]]: ...
+
+
+def prefetch_to_device(iterable: Iterable[Any], size: int = 2) -> Iterator[Any]:
+    """Starts the next batches while the current one is in use.
+
+    `get_state()` in the loop is always the position after the current batch, however many batches
+    are prefetched. No thread is started: JAX computes in the background, and every process starts
+    the same computations in the same order.
+
+        for batch in prefetch_to_device(pipeline, size=2):
+            train_step(model, batch)
+
+    Args:
+        iterable: A pipeline, a source, or any iterable of arrays, which are moved to the device.
+        size: How many batches to prefetch beside the current one. Each takes memory of the device.
+
+    Returns:
+        An iterator over the rest of the epoch, or over the iterable.
+
+    Raises:
+        TypeError: `iterable` cannot be iterated over.
+        ValueError: `size` is negative.
+    """
+    if not is_integer(size, 0):
+        raise refused(
+            ValueError,
+            "prefetch_to_device",
+            "size must be a number of batches: an integer of at least 0.",
+            size=repr(size),
+            fix=f"use size={max(whole_number(size) or 2, 0)}",
+        )
+    if isinstance(iterable, Positioned):
+        return RestOfEpoch(iterable, size)
+    if not isinstance(iterable, Iterable):
+        raise refused(
+            TypeError,
+            "prefetch_to_device",
+            "iterable cannot be iterated over.",
+            iterable=type(iterable).__name__,
+            fix="pass a pipeline, a source, or an iterable of batches",
+        )
+    return _buffered(map(jax.device_put, iterable), size)
+
+
+class RestOfEpoch(Iterator[Any]):
+    """Iterates over the rest of the epoch, and reads `size` steps ahead of the source's cursor.
+
+    Several threads may share it. After an error, the next call continues from the cursor.
+    """
+
+    def __init__(self, source: Positioned, size: int):
+        self._source = source
+        self._size = size
+        self._steps: Iterator[tuple[Cursor, Taken]] | None = None
+        self._buffer = deque[tuple[Cursor, Taken]]()
+        self._ended = False
+
+    def __next__(self) -> Any:
+        try:
+            return self._source.advance(self._read)
+        except StopIteration:
+            self._ended = True
+            raise
+        except BaseException:
+            self._restart()  # the prefetched batches may be incomplete
+            raise
+
+    def _read(self, cursor: Cursor) -> Taken:
+        end = StopIteration()
+        while not self._ended:
+            if self._steps is None:
+                self._steps = self._source.upcoming()
+            while len(self._buffer) <= self._size:
+                begun = next(self._steps, None)
+                if begun is None:
+                    break
+                before, taken = begun
+                if self._size and taken.keep is not None:
+                    taken.keep()  # the next batches begin with that state
+                    taken = taken._replace(keep=None, undo=None)
+                self._buffer.append((before, taken))
+            if not self._buffer:
+                raise end
+            before, taken = self._buffer.popleft()
+            if before == cursor:
+                return taken
+            # set_state() or another loop has moved the cursor: these batches are not the next ones.
+            if cursor.epoch > before.epoch:
+                raise end
+            self._restart()
+        raise end
+
+    def _restart(self) -> None:
+        self._steps = None
+        self._buffer.clear()
+
+
+def _buffered(items: Iterator[Any], size: int) -> Iterator[Any]:
+    buffer = deque[Any]()
+    while True:
+        buffer.extend(islice(items, size + 1 - len(buffer)))
+        if not buffer:
+            return
+        yield buffer.popleft()

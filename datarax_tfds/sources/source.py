@@ -1,0 +1,701 @@
+"""The base class of both sources: it owns the cursor, and moves it when records are handed out."""
+
+import dataclasses
+import hashlib
+import threading
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from datarax_tfds.config.config import AnyConfig
+from datarax_tfds.decoding.corrupt_records import CorruptRecords
+from datarax_tfds.decoding.reader import RecordReader
+from datarax_tfds.files.split import open_split
+from datarax_tfds.order.cursor import Cursor, Schedule, warn_of_repeats
+from datarax_tfds.order.order import check_seed
+from datarax_tfds.order.sampler import ByNumber, RecordOrder, Sampler, Selection, Traced, key_word
+from datarax_tfds.records.records import Records
+from datarax_tfds.runtime.copying import not_copied
+from datarax_tfds.runtime.forks import refuse_in_forked_child
+from datarax_tfds.runtime.signatures import constructor_signature
+from datarax_tfds.runtime.untraced import is_traced
+from datarax_tfds.sources.arguments import (
+    numbers_of,
+    require,
+    require_config,
+    require_records,
+)
+from datarax_tfds.sources.cursor_variables import (
+    Epoch,
+    Index,
+    as_cursor_variable,
+    cursor_of,
+    joined,
+    mark_made_by_jax,
+    require_movable,
+)
+from datarax_tfds.sources.default_sharding import resolved_sharding
+from datarax_tfds.sources.operation_counts import OperationCounts
+from datarax_tfds.sources.prefetch import RestOfEpoch, Taken
+from datarax_tfds.sources.statistics import Statistics
+from datarax_tfds.state.state import Identity, cursor_from_state, to_state
+from sharding.checks import refused
+from sharding.hosts.agreement import agree
+from sharding.hosts.job import job
+from sharding.jax_context import OwnContext, without_mesh
+from sharding.placement import (
+    Placement,
+    as_arguments,
+    check_batch_size,
+    context_within,
+    device_of,
+    on_mesh,
+    processes_of,
+)
+
+_RECORDS_PER_READ = 32  # of a loop over single records
+
+Config = TypeVar("Config", bound=AnyConfig)
+Opened = TypeVar("Opened", bound=Records)
+
+
+@not_copied
+class Source(nnx.Module, Generic[Config, Opened]):
+    """Delivers the records of a TFDS split in an order, from a cursor on.
+
+    A compiled function that closes over a source keeps the epoch, the seed and the `shuffle`
+    setting of the moment when it was traced. To use the current ones, pass the source as an
+    argument of `nnx.jit`.
+
+    Subclasses are final. They decide how records are opened and ordered.
+
+    Attributes:
+        sampler: Which record stands at which position.
+        records: Reads the records. It is not part of the state, of `nnx.split` or of a checkpoint.
+        turn: The lock that a thread holds while it moves the cursor. Nothing else waits for it.
+    """
+
+    _config_type: ClassVar[type]
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        rngs: nnx.Rngs | None = None,
+        name: str | None = None,
+        sharding: Placement | None = None,
+        _reader: RecordReader | None = None,
+    ):
+        require_config(config, self._config_type, type(self).__name__)
+        name = name or self._named(config)
+        refuse_in_forked_child(name)
+        if is_traced():
+            raise refused(
+                RuntimeError,
+                name,
+                "a source cannot be built inside a function that is being traced by JAX.",
+                dataset=config.name,
+                fix="build the source outside, and pass it to nnx.jit as an argument",
+            )
+        self.sharding = nnx.static(resolved_sharding(sharding, name))
+        split = open_split(config) if _reader is None else _reader.split
+        self._info = nnx.static(split.info)
+        self.length = len(split)
+        self._configure(config, rngs, name)
+        self.sampler = self._configured_sampler()
+        self.choice: str | None = None
+        self._statistics = Statistics(config.precomputed_stats)
+        reader = RecordReader(split, config, name) if _reader is None else _reader.renamed(name)
+        self._map_fn_draws = reader.stochastic
+        self._identity = Identity(
+            dataset=split.dataset,
+            split=split.ranges,
+            records=self.length,
+            fingerprint=split.fingerprint,
+            earlier_fingerprint=split.earlier_fingerprint,
+            features=_digest(reader.spec, config),
+            user_code=reader.user_code,
+            shuffle=config.shuffle,
+            seed=None,
+        )
+        corrupt = {"max_corrupt_records": config.max_corrupt_records}
+        self.agree("construction", dataclasses.asdict(self.identity) | reader.versions | corrupt)
+        self._corrupt: CorruptRecords = nnx.static(reader.corrupt)
+        self._records: Opened = nnx.static(self._opened(reader))
+        self.index = Index(0)
+        self.epoch = Epoch(0)
+        # Reentrant: a stage, or a signal handler, may ask for a batch while one is being made.
+        self.turn = nnx.static(threading.RLock())
+        self._counts = OperationCounts(self.length)
+        self._settle()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.__signature__ = constructor_signature(cls)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("epoch", "index"):
+            value = as_cursor_variable(name, value)
+        super().__setattr__(name, value)
+
+    @classmethod
+    def _pytree__unflatten(cls, static: Any, node_attrs: Any) -> Any:
+        # JAX calls this; NNX does not, because it builds modules from their graph.
+        source = super()._pytree__unflatten(static, node_attrs)
+        mark_made_by_jax(source.epoch, source.index)
+        return source
+
+    @classmethod
+    def _named(cls, config: AnyConfig) -> str:
+        return f"{cls.__name__}({config.name}:{config.split})"
+
+    def _configure(self, config: Config, rngs: nnx.Rngs | None, name: str) -> None:
+        """Sets what a copy may change without opening the records again."""
+        require(name, rngs=rngs)
+        self.config: Config = nnx.static(config)
+        self.rngs = nnx.data(rngs)
+        self.name = name
+        self.stochastic = config.stochastic
+        self.stream_name = config.stream_name
+
+    def _configured_sampler(self) -> Sampler:
+        seed = self._drawn_seed() if self.config.stochastic else self.config.seed
+        return self._sampler_of(self.config.shuffle, seed)
+
+    def _drawn_seed(self) -> int:
+        streams = list(self.rngs or ())
+        assert self.stream_name is not None
+        if self.rngs is None or not {self.stream_name, "default"} & set(streams):
+            raise refused(
+                ValueError,
+                self.name,
+                f"there is no stream {self.stream_name!r} of rngs to draw the seed from.",
+                streams=", ".join(streams) or "no rngs",
+                fix=f"pass rngs=nnx.Rngs({self.stream_name}=0), or use stochastic=False",
+            )
+        return key_word(self.rngs[self.stream_name]())
+
+    @abstractmethod
+    def _opened(self, reader: RecordReader) -> Opened:
+        """Opens the records that the reader reads."""
+
+    @abstractmethod
+    def _ordered(self, seed: int | None) -> RecordOrder:
+        """Returns the order of a seed; for None, the stored order."""
+
+    def _sampler_of(self, shuffle: bool, seed: int) -> Sampler:
+        return Sampler(self._ordered(seed if shuffle else None), seed)
+
+    @property
+    def records(self) -> Opened:
+        """Reads the records.
+
+        Raises:
+            RuntimeError: In a forked child, which does not have the threads that read.
+        """
+        refuse_in_forked_child(self.name)
+        return self._records
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Iterates over single records, from the cursor to the end of its epoch."""
+        return RestOfEpoch(self, size=0)
+
+    def upcoming(self) -> Iterator[tuple[Cursor, Taken]]:
+        """Yields the rest of the epoch, each record with its cursor, without moving the source."""
+        reads, steps = Schedule(self.length, _RECORDS_PER_READ, "pad"), Schedule(self.length, 1)
+        before = self.cursor
+        epoch = before.epoch
+        while before.epoch == epoch:
+            for record in self.records.each_record(self.sampler.at(reads, before)):
+                after = steps.after(before)
+                yield before, Taken(record, after)
+                before = after
+
+    def __getitem__(self, number: Any) -> dict[str, Any]:
+        """Returns a record by its stored number; negative numbers count from the end."""
+        require(self.name, number=number)
+        numbers = np.array([int(number)])
+        require_records(numbers, range(-self.length, self.length), self.name)
+        selection = ByNumber(numbers % self.length, self.cursor.epoch, self.sampler.seed)
+        return self.records.record(selection)
+
+    def get_batch(self, batch_size: int, key: jax.Array | None = None) -> dict[str, Any]:
+        """Returns the next records. At the end of an epoch, the batch continues in the next one.
+
+        Args:
+            batch_size: Rows over all processes, a multiple of the row shards.
+            key: With a key, returns the first records of an order that depends only on the key
+                (without `shuffle`, of the stored order), and does not move the cursor.
+
+        Returns:
+            Arrays `[batch_size, ...]`.
+        """
+        if key is not None:
+            return self.get_batch_at(0, batch_size, key)
+        check_batch_size(batch_size, self.sharding)
+        schedule = Schedule(self.length, batch_size)
+        if batch_size > self.length:
+            warn_of_repeats(self.name, batch_size, self.length)
+
+        def read(cursor: Cursor) -> Taken:
+            batch = self.records.batch(self.sampler.select(schedule, cursor))
+            return Taken(batch, schedule.after(cursor))
+
+        return self.advance(read)
+
+    def get_batch_at(
+        self, start: int | jax.Array, size: int, key: jax.Array | None = None
+    ) -> dict[str, Any]:
+        """Returns the records at given positions, without moving the cursor.
+
+        It is traceable if the source is eager. The cost does not depend on the number of records.
+
+        Args:
+            start: The first position, counted in the current epoch; the batch may continue in the
+                next one. An integer or, under a transformation, a traced int32.
+            size: Rows over all processes, a multiple of the row shards.
+            key: With `shuffle`, takes an order that depends only on the key, in which positions
+                wrap around. By default, the order is that of the source.
+
+        Returns:
+            Arrays `[size, ...]`; under a transformation, without the `host_keys`.
+        """
+        check_batch_size(size, self.sharding)
+        return self.records.batch(self._selection(start, size, key))
+
+    def record_indices_at(
+        self, start: int | jax.Array, size: int, key: jax.Array | None = None
+    ) -> jax.Array:
+        """The numbers of the records that `get_batch_at` takes: `[size]` int32; traceable."""
+        require(self.name, size=size)
+        numbers = self._selection(start, size, key).record_numbers()
+        if isinstance(numbers, jax.Array):
+            return numbers
+        with OwnContext(device_of(self.sharding)):
+            return jax.device_put(numbers.astype(np.int32))
+
+    def _selection(self, start: int | jax.Array, size: int, key: jax.Array | None) -> Selection:
+        require(self.name, start=start, key=key)
+        epoch = self.cursor.epoch
+        if _traced(start, key):
+            return self.sampler.traced_positions(epoch, start, size, key)
+        return self.sampler.positions(epoch, int(start), size, key)
+
+    def get_records(self, indices: Any) -> dict[str, Any]:
+        """Returns records by their stored numbers; traceable if the source is eager.
+
+        Args:
+            indices: `[n]` integers in `[0, N)`, `n` a multiple of the row shards. Traced ones are
+                not checked.
+
+        Returns:
+            Arrays `[n, ...]`; under a transformation, without the `host_keys`.
+
+        Raises:
+            TypeError: `indices` is not a list of integers.
+            IndexError: A number is not in `[0, N)`.
+        """
+        numbers = numbers_of(indices, self.name)
+        check_batch_size(len(numbers), self.sharding)
+        epoch, seed = self.cursor.epoch, self.sampler.seed
+        if _traced(numbers):
+            return self.records.batch(Traced(epoch, numbers, seed))
+        numbers = np.asarray(jax.device_get(numbers))
+        require_records(numbers, range(self.length), self.name)
+        return self.records.batch(ByNumber(numbers, epoch, seed))
+
+    def process(self, input: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: A002
+        """Returns `source[input]` for an integer, and `get_records(input)` for an array."""
+        if args or kwargs:
+            raise refused(
+                TypeError,
+                self.name,
+                "process takes record numbers, and nothing else.",
+                got=", ".join([*map(repr, args), *kwargs]),
+                fix="pass an integer or an array of integers",
+            )
+        if isinstance(input, list | tuple) or np.ndim(input) > 0:
+            return self.get_records(input)
+        return self[input]
+
+    def element_spec(self) -> dict[str, Any]:
+        """One record as `jax.ShapeDtypeStruct`s, without a batch axis.
+
+        It describes what decoding returns, without the `host_keys`; no record is read for it. A
+        feature that cannot be batched is a `datarax_tfds.Unbatched` with the same fields: the dtype
+        of text is `object`, and a length that varies is None.
+        """
+        return self.records.spec
+
+    def get_dataset_info(self) -> Any:
+        """The `tfds.core.DatasetInfo`: description, features, splits, citation."""
+        return self._info
+
+    @property
+    def cursor(self) -> Cursor:
+        """The next position to hand out; traced if the source is an argument of `nnx.jit`.
+
+        Other threads and signal handlers may read it: that takes no lock, and returns the cursor
+        before or after a batch, never a mixture of both.
+        """
+        return cursor_of(self.epoch, self.index)
+
+    def advance(self, read: Callable[[Cursor], Taken]) -> Any:
+        """Returns what `read` makes, and moves the cursor past it. An error undoes the move.
+
+        Threads take turns: the next one reads where this one ended.
+
+        Args:
+            read: Makes the batch at a cursor, and changes nothing.
+
+        Raises:
+            CursorTraceError: JAX traces the calling function, and the move would be lost.
+        """
+        self.require_movable()
+        place = joined(self.epoch, self.index)
+        before, mark = place.pair, self._counts.mark
+        taken = moved = None
+        try:
+            with self.turn:
+                cursor = self.cursor
+                before, mark = place.pair, self._counts.mark
+                # Inside a compiled function of the caller, this part uses the mesh of the batches.
+                traced = isinstance(cursor.index, jax.core.Tracer)
+                with context_within(self.sharding) if traced else nullcontext():
+                    taken = read(cursor)
+                    if taken.keep is not None:
+                        taken.keep()
+                    if taken.records is not None:
+                        self._counts.count_skipped(cursor, taken.after, taken.records)
+                moved = self._pair(taken.after)
+                place.pair = moved
+                job.progress.steps += 1
+            return taken.result
+        except BaseException:
+            # An interrupt may come after the move. Then the caller gets no batch: undo the move.
+            with self.turn:
+                others_moved = place.pair is not before and place.pair is not moved
+                if taken is not None and not others_moved:
+                    if taken.undo is not None:
+                        taken.undo()
+                    self._counts.restore(mark)
+                    place.pair = before
+            raise
+
+    def advance_to(self, cursor: Cursor, records: int | None = None) -> None:
+        """Moves the cursor forward, past records that were handed out.
+
+        Args:
+            cursor: The next position to hand out.
+            records: How many of the records in between were handed out; None for all of them.
+        """
+        self.require_movable()
+        with self.turn:
+            place = joined(self.epoch, self.index)
+            before, mark = place.pair, self._counts.mark
+            try:
+                if records is not None:
+                    self._counts.count_skipped(self.cursor, cursor, records)
+                place.pair = self._pair(cursor)
+                job.progress.steps += 1
+            except BaseException:
+                self._counts.restore(mark)
+                place.pair = before
+                raise
+
+    def seek(self, cursor: Cursor, sampler: Sampler | None = None) -> None:
+        """Moves the cursor anywhere, and may change the order. An error undoes both."""
+        self.require_movable()
+        with self.turn:
+            place = joined(self.epoch, self.index)
+            before, order, mark = place.pair, self.sampler, self._counts.mark
+            try:
+                if sampler is not None:
+                    self.sampler = sampler
+                self._counts.count_seek(self.cursor, cursor)
+                place.pair = self._pair(cursor)
+                self._settle()
+            except BaseException:
+                place.pair = before
+                self.sampler = order
+                self._counts.restore(mark)
+                raise
+
+    def require_movable(self) -> None:
+        """Raises if JAX traces the calling function and would lose a move of the cursor.
+
+        Raises:
+            CursorTraceError: The traced function closes over the source, or got it as an argument
+                through `jax.jit` instead of `nnx.jit`.
+        """
+        refuse_in_forked_child(self.name)  # first: nothing in a child may ever release the lock
+        require_movable(self.index, self.name, self.supports_indexed_access())
+
+    def _pair(self, cursor: Cursor) -> tuple[Any, Any]:
+        """The cursor as the variables hold it: integers, or arrays if a transfer guard is set."""
+        return tuple(as_arguments((cursor.epoch, cursor.index), self.sharding))
+
+    def _settle(self) -> None:
+        """Puts the variables where a compiled step leaves them. Otherwise the second step would
+        compile again.
+        """
+        if self.supports_indexed_access() and not _traced():
+            changing = (self.index, self.epoch, self._counts)
+            nnx.update(changing, on_mesh(nnx.state(changing), self.sharding))
+
+    def reset(self, seed: int | None = None) -> None:
+        """Goes back to the first record of epoch 0. A seed also changes the order."""
+        sampler = None
+        if seed is not None:
+            sampler = self._sampler_of(self.is_random_order, check_seed(seed))
+        self.seek(Cursor(), sampler)
+
+    @property
+    def is_random_order(self) -> bool:
+        """Whether the records come in random order."""
+        return self.sampler.shuffled
+
+    def set_random_order(self, enabled: bool) -> None:
+        """Switches to random or to stored order, at the same cursor."""
+        require(self.name, enabled=enabled)
+        self.sampler = self._sampler_of(enabled, self.sampler.seed)
+
+    @property
+    def corrupt_records(self) -> dict[int, int]:
+        """The number of each corrupt record that this process has found so far, and the number of
+        the record that replaces it. There are at most `config.max_corrupt_records`.
+        """
+        return self._corrupt.replacements
+
+    @property
+    def identity(self) -> Identity:
+        """What a saved cursor is valid for."""
+        return dataclasses.replace(
+            self._identity,
+            shuffle=self.is_random_order,
+            seed=self.sampler.seed if self.is_random_order or self._map_fn_draws else None,
+            order=self.sampler.order.version,
+        )
+
+    def get_state(self) -> dict[str, Any]:
+        """The cursor and what it is valid for: under 2 KB of JSON, the same on every process."""
+        return to_state(self.cursor, self.identity)
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continues from a saved state, with exactly the record that would have come next.
+
+        It costs the same anywhere in an epoch. The number of processes, the mesh and the batch size
+        may differ from those of the saved run.
+
+        Raises:
+            TypeError: `state` is not a dict.
+            StateMismatchError: A `ValueError`. The state is damaged, or belongs to another dataset,
+                split, order or seed; the message names every field that differs.
+        """
+        cursor = cursor_from_state(state, self.identity, self.name)
+        self.agree("set_state", dataclasses.asdict(cursor))
+        self.seek(cursor)
+
+    def agree(self, doing: str, fields: Mapping[str, Any]) -> None:
+        """Raises on every process unless all processes of the mesh pass equal `fields`."""
+        refuse_in_forked_child(self.name)
+        agree(
+            f"{doing} of {self.name}",
+            fields,
+            processes_of(self.sharding),
+            fixes={
+                "split": "pass the whole split on every process, as split='train': the source"
+                " itself gives each process its rows, so leave out split_for_jax_process and slices"
+                " by process",
+                "user_code": "let map_fn and decoders use the same values on every process: draw"
+                " random ones from a fixed seed, and sort what comes from a set",
+            },
+        )
+
+    def get_operation_stats(self) -> dict[str, int]:
+        """Counts the records since construction or `reset_operation_stats()`.
+
+        `applied_count` is the number of records that were handed out, `skipped_count` the number
+        that a pipeline skipped for `remainder="drop"`. Records taken inside a compiled function
+        count, too, but call this outside of it.
+        """
+        return self._counts.at(self.cursor)
+
+    def reset_operation_stats(self) -> None:
+        """Counts from zero again."""
+        self._counts.reset(self.cursor)
+        self._settle()
+
+    def compute_statistics(self, data: Any) -> dict[str, Any] | None:
+        """Applies `config.batch_stats_fn` to a batch, and keeps the result. None without it."""
+        return self._statistics.compute(self.config.batch_stats_fn, data)
+
+    def get_statistics(self) -> dict[str, Any] | None:
+        """Returns `config.precomputed_stats`, if there are any and they were not replaced or reset.
+        Otherwise returns the statistics that were set or computed last, or None.
+        """
+        return self._statistics.current
+
+    def set_statistics(self, stats: dict[str, Any]) -> None:
+        """Replaces all statistics."""
+        self._statistics.replace(stats)
+
+    def reset_statistics(self) -> None:
+        """Forgets all statistics, including `config.precomputed_stats`."""
+        self._statistics.replace(None)
+
+    def reset_cache(self) -> None:
+        """Frees what `cacheable` keeps; does nothing if the config is not `cacheable`."""
+        if self.config.cacheable:
+            self.records.reset_cache()
+
+    def collect_to_array(self) -> dict[str, Any]:
+        """Returns all records in stored order, for training loops that make their own batches.
+
+        Returns:
+            Arrays `[N, ...]` on the devices: a copy, without the `host_keys`. If they are sharded,
+            rows of zeros may follow the `len(source)` records.
+
+        Raises:
+            ValueError: The records cannot be rows of an array, change from epoch to epoch by a
+                random `map_fn`, or do not fit the devices.
+        """
+        return self.records.all_records(keep=self.config.cacheable)
+
+    def clone(self) -> Self:
+        """Returns a source with the same records and state, whose cursor moves independently."""
+        clone = nnx.clone(self)
+        clone.turn = nnx.static(threading.RLock())
+        return clone
+
+    def copy(
+        self,
+        *,
+        config: Config | None = None,
+        rngs: nnx.Rngs | None = None,
+        name: str | None = None,
+    ) -> Self:
+        """Returns a source with the given arguments, and otherwise with the order, the position,
+        the counts and the statistics of this one.
+
+        The records are shared if the new config reads the same ones in the same way. Otherwise they
+        are opened again. A copy that reads other records begins at the first one.
+
+        Args:
+            config: Replaces the config.
+            rngs: Replaces the streams; a `stochastic` copy draws its seed from them.
+            name: Replaces the name.
+
+        Raises:
+            TypeError: `config` is that of another kind of source.
+        """
+        wanted = self.config if config is None else config
+        require_config(wanted, self._config_type, self.name)
+        reordered = wanted.ordering != self.config.ordering
+        reordered |= rngs is not None and wanted.stochastic
+        streams = nnx.clone(self.rngs) if rngs is None and self.rngs is not None else rngs
+        if name is None and self.name != self._named(self.config):
+            name = self.name
+        if wanted.reading == self.config.reading:
+            other = self.clone()
+            other._configure(wanted, streams, name or self._named(wanted))
+            if reordered:
+                other.sampler = other._configured_sampler()
+        else:
+            other = type(self)(wanted, rngs=streams, name=name, sharding=self.sharding)
+            if other._identity != self._identity:
+                return other
+            other.seek(self.cursor)
+            other._counts = nnx.clone(self._counts)
+            other._statistics = nnx.clone(self._statistics)
+            if not reordered:
+                other.sampler = other._sampler_of(self.is_random_order, self.sampler.seed)
+        if wanted.precomputed_stats is not self.config.precomputed_stats:
+            other._statistics = Statistics(wanted.precomputed_stats)
+        return other
+
+    def requires_rng_streams(self) -> list[str] | None:
+        """The name of the stream of `rngs` for the seed, in a list; None without `stream_name`."""
+        return [self.stream_name] if self.stream_name is not None else None
+
+    def ensure_rng_streams(self, stream_names: list[str]) -> None:
+        """Raises if `stream_names` lacks a required stream.
+
+        Raises:
+            TypeError: `stream_names` is not a list of names.
+            ValueError: A stream is missing; the message names it.
+        """
+        require(self.name, streams=stream_names)
+        missing = set(self.requires_rng_streams() or ()) - set(stream_names)
+        if missing:
+            made = [*stream_names, *sorted(missing)]
+            raise refused(
+                ValueError,
+                self.name,
+                f"the RNG stream {', '.join(map(repr, sorted(missing)))} is missing.",
+                streams=", ".join(stream_names) or "none",
+                fix=f"use rngs=nnx.Rngs({', '.join(f'{each}=0' for each in made)}), and pass"
+                " the names of its streams, list(rngs)",
+            )
+
+    @abstractmethod
+    def supports_indexed_access(self) -> bool:
+        """Whether batches can be taken inside a compiled function; datarax's Pipeline asks this."""
+
+    def supports_streaming(self) -> bool:
+        """Whether batches can be taken one after the other: always True."""
+        return True
+
+    @property
+    def dataset_name(self) -> str | None:
+        return self.config.name
+
+    @property
+    def split_name(self) -> Any:
+        return self.config.split
+
+    @property
+    def as_supervised(self) -> bool:
+        return self.config.as_supervised
+
+    @property
+    def include_keys(self) -> Any:
+        return self.config.include_keys
+
+    @property
+    def exclude_keys(self) -> Any:
+        return self.config.exclude_keys
+
+    def __repr__(self) -> str:
+        order = f"shuffled with seed {self.sampler.seed}" if self.is_random_order else "as stored"
+        choice = f"; {self.choice}" if self.choice else ""
+        return f"{self.name}: {self.length:,} records, {order}, at {self.cursor}{choice}"
+
+    __str__ = __repr__
+
+
+def _traced(*values: Any) -> bool:
+    """Whether one of the values or the calling function is traced."""
+    refuse_in_forked_child("a source")  # first: the next lines could hang in a child
+    # Under jit, a new array is a tracer. Not `zeros`, which a transfer guard would refuse.
+    with without_mesh():
+        return any(isinstance(value, jax.core.Tracer) for value in (jnp.arange(1), *values))
+
+
+def _digest(spec: Any, config: AnyConfig) -> str:
+    lines = [
+        f"{jax.tree_util.keystr(path)} {leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(spec)
+    ]
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    return f"{digest}, stateful map_fn" if config.allow_stateful_map_fn else digest

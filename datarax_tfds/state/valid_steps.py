@@ -1,0 +1,183 @@
+"""Finds the newest complete step of a checkpoint directory by looking at its files."""
+
+import json
+import logging
+import os
+import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from datarax_tfds.errors import StateMismatchError
+from datarax_tfds.runtime.small_files import temporary_file
+from datarax_tfds.state import state, state_file
+from sharding.hosts.agreement import agree, gathered
+
+_log = logging.getLogger(__name__)
+
+_METADATA = "_CHECKPOINT_METADATA"
+_MANIFEST = "manifest.ocdbt"
+
+
+def latest_valid_step(manager: ocp.CheckpointManager, *, data: str = "data") -> int | None:
+    """The newest step that has all its files and an undamaged data state.
+
+        step = latest_valid_step(manager)
+        if step is not None:
+            manager.restore(step, args=...)
+
+    Steps that are half deleted, stray directories, and steps with a damaged data state are skipped;
+    the log gives the reason for each. Orbax does not save a step below the newest one that it
+    sees: remove skipped steps with `manager.delete(step)`, or train into another directory.
+
+    The files of arrays are checked for their length, but not read. The directory is listed again at
+    each call. On several hosts, process 0 writes a temporary file into it, to find out whether all
+    hosts share the directory. If each host has its own directory, with Orbax's
+    `MultiprocessingOptions(primary_host=None)`, the step is the newest one that is complete on all.
+
+    Args:
+        manager: The manager of checkpoints in a local or mounted directory, or in an object store
+            that TensorStore and etils can read (`gs://`, `s3://`).
+        data: The name of the item that `DataSave` saved.
+
+    Returns:
+        The step, the same on every process; None if no step is complete.
+
+    Raises:
+        DisagreementError: The processes do not share the directory, or see different steps in it.
+    """
+    directory, everyone = epath.Path(manager.directory), range(jax.process_count())
+    if _has_a_directory_for_each_process(manager):
+        found = gathered("latest_valid_step", list(_whole_steps(directory, data)), everyone)
+        return max(set.intersection(*map(set, found)), default=None)
+    _require_shared(directory)
+    newest = next(_whole_steps(directory, data), None)
+    agree(f"latest_valid_step of {directory}", {"step": newest}, everyone)
+    return newest
+
+
+def _has_a_directory_for_each_process(manager: ocp.CheckpointManager) -> bool:
+    # Orbax has no public name for its options. By default, the directory has to be shared.
+    roles = getattr(manager, "_multiprocessing_options", None)
+    return roles is not None and roles.primary_host is None
+
+
+def _whole_steps(directory: epath.Path, data: str) -> Iterator[int]:
+    """The complete steps, the newest first; the log names the others."""
+    for step, path in _steps(directory):
+        problem = _problem(path, data)
+        if problem is None:
+            yield step
+        else:
+            _log.warning("%s: step %d is skipped: %s", directory, step, problem)
+
+
+def _require_shared(directory: epath.Path) -> None:
+    """Raises unless all hosts see the same directory, before a long run saves into it."""
+    if jax.process_count() == 1 or state_file.is_remote(directory):
+        return
+    subject, everyone = f"directory of checkpoints {directory}", range(jax.process_count())
+    with _file_of_process_0(Path(directory)) as mine:
+        name = gathered(subject, mine, everyone)[0]
+        seen = name is not None and (directory / name).exists()
+        there = {"file of process 0": "seen" if seen else "not seen"}
+        agree(f"{subject}, which all have to share", there, everyone)
+
+
+@contextmanager
+def _file_of_process_0(directory: Path) -> Iterator[str | None]:
+    """The name of a file that process 0 writes for the others to see; None on other processes."""
+    if jax.process_index() != 0 or not os.access(directory, os.W_OK):
+        yield None
+        return
+    with temporary_file(directory, ".seen-by-all-") as file:
+        file.write(b"for a moment")
+        file.flush()
+        yield Path(file.name).name
+
+
+def _steps(directory: epath.Path) -> Iterator[tuple[int, epath.Path]]:
+    """Everything that looks like a step, the newest first."""
+    paths = {}
+    for path in directory.iterdir():
+        number = path.name.rpartition("_")[2]  # without the step_prefix, if there is one
+        if number.isdecimal() and path.name.isascii():
+            paths[int(number)] = path
+    yield from sorted(paths.items(), reverse=True)
+
+
+def _problem(step: epath.Path, data: str) -> str | None:
+    """What is wrong with a step; None if it is complete."""
+    if os.path.islink(step) or not step.is_dir():
+        return "it is not a directory"
+    if ocp.path.step.is_path_temporary(step):
+        return "its save did not finish"
+    try:
+        items = json.loads((step / _METADATA).read_bytes())["item_handlers"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{_METADATA} cannot be read ({error})"
+    if data not in items:
+        return f"it has no item {data!r}, but {', '.join(items) or 'none'}"
+    for item in items:
+        directory = step / item
+        if os.path.islink(directory) or not directory.is_dir() or not any(directory.iterdir()):
+            return f"item {item!r} is missing"
+        try:
+            for text in _descriptions(directory):
+                json.loads(text.read_bytes())
+            for file, size in _files(directory):
+                if not file.is_file() or file.stat().length < size:
+                    return f"item {item!r} lacks {file.relative_to(step)}, or a part of it"
+        except ValueError as error:  # of JSON, or TensorStore's
+            return f"item {item!r} is damaged ({str(error).splitlines()[0]})"
+    try:
+        state.validated(state_file.read(step / data), str(step))
+    except StateMismatchError as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def _descriptions(item: epath.Path) -> Iterator[epath.Path]:
+    """The JSON files beside arrays. Orbax can do without them, but fails on a truncated one."""
+    for path in (item / "_METADATA", item / "_sharding", *item.glob("array_metadatas/*")):
+        if path.is_file():
+            yield path
+
+
+def _files(item: epath.Path) -> Iterator[tuple[epath.Path, int]]:
+    """The files that an item of arrays refers to, with the minimum length of each."""
+    if (item / "_METADATA").exists() != (item / _MANIFEST).exists():
+        yield item / _MANIFEST, 1
+        yield item / "_METADATA", 1
+    if not (item / _MANIFEST).exists():
+        return
+    import tensorstore as ts  # here, because it takes a second and only arrays need it
+
+    remote = state_file.is_remote(item)
+    store = ts.KvStore.open(f"{item}/" if remote else {"driver": "file", "path": f"{item}/"})
+    store = store.result()
+    nodes = [version["root"]["location"] for version in _dump(ts, store)["versions"][-1:]]
+    while nodes:
+        location = nodes.pop()
+        file, size = _place(item, location)
+        yield file, size
+        for entry in _dump(ts, store, location)["entries"]:
+            if "indirect_value" in entry:
+                yield _place(item, entry["indirect_value"])
+            elif "location" in entry:
+                nodes.append(entry["location"])
+
+
+def _dump(ts: Any, store: Any, *node: str) -> Any:
+    return ts.ocdbt.dump(store, *node).result()
+
+
+def _place(item: epath.Path, location: str) -> tuple[epath.Path, int]:
+    """The file of a TensorStore location, `kind:folder:file:offset:length`, and where it ends."""
+    _, folder, file, offset, length = map(urllib.parse.unquote, location.split(":"))
+    return item / folder / file, int(offset) + int(length)
