@@ -1,9 +1,12 @@
 """Strict numerics, eight devices, and small real TFDS datasets on disk."""
 
+import gc
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -11,12 +14,15 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# The processes that tests start show where records go, not how fast: they compile in half the time.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Programs compile in half the time, here and in processes that tests start. With 0, XLA optimizes
+# as it does for users: `.ci/run` tests that on the newer Python.
+optimizes_little = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
+jax.config.update("jax_disable_most_optimizations", optimizes_little)
 
-import datasets
+import costs
 import hypothesis
 import numpy as np
+import tfds_datasets
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from datarax_tfds import batch_sharding, make_mesh
@@ -29,28 +35,51 @@ hypothesis.settings.load_profile("untimed")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--figures", help="append what the tests of faults measure to this file")
     parser.addoption("--full", action="store_true", help="test faults at length: minutes")
+    parser.addoption("--quick", action="store_true", help="leave out the tests marked slow")
 
 
-# They start processes of their own: two at a time would be slower than one after the other.
-OF_PROCESSES = {
-    "test_agreement",
-    "test_elastic",
-    "test_environment",
-    "test_launch_local",
-    "test_preparing",
-    "test_processes",
-    "test_structure",
-    "test_train",
-    "test_trust",
-}
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--quick"):
+        config.option.markexpr = "not slow"
+    # The longest groups of tests first, as `costs.mark` has them, instead of the largest.
+    config.option.loadscopereorder = False
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps the tests of a file, which share sources, on one worker of pytest-xdist."""
-    for item in items:
-        name = "processes" if item.path.stem in OF_PROCESSES else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(name))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    costs.mark(config, items)
+
+
+def pytest_collection_finish() -> None:
+    """Spares the garbage collector the modules of TensorFlow and JAX: 0.3 s at each full round."""
+    gc.collect()
+    gc.freeze()
+
+
+LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    stash = items[0].config.stash
+    stash[LEFT_OUT] = stash.get(LEFT_OUT, 0) + len(items)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Each worker of pytest-xdist has collected, and left out, the same tests."""
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    left_out = config.stash.get(LEFT_OUT, 0)
+    if left_out and config.getoption("--quick"):
+        terminalreporter.section("quick run")
+        terminalreporter.line(f"{left_out} slow tests were left out. All run without --quick.")
 
 
 @pytest.fixture
@@ -74,10 +103,18 @@ def full(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where every dataset of `datasets.py` is prepared."""
+    """Where every dataset of `tfds_datasets.py` is prepared."""
     directory = tmp_path_factory.mktemp("data")
-    datasets.write_all(directory)
+    tfds_datasets.write_all(directory)
     return directory
+
+
+@pytest.fixture
+def user(data_dir: Path, tmp_path: Path) -> Any:
+    """Who makes the calls of the tables of `test_advice_*.py`."""
+    from advice import User
+
+    return User(data_dir, tmp_path)
 
 
 def shardings() -> dict[str, NamedSharding]:
@@ -106,10 +143,28 @@ def sharding(request: pytest.FixtureRequest) -> NamedSharding:
     return shardings()[request.param]
 
 
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    """Waits until something is so that other threads bring about."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def limits():
+    """How long this process waits, for a test to change."""
+    from sharding.hosts.job import Limits, job
+
+    before, job.limits = job.limits, Limits()
+    yield job.limits
+    job.limits = before
+
+
 @pytest.fixture
 def reads(monkeypatch):
     """The numbers of all records that are read, in the order in which they are."""
-    from datarax_tfds.records import RecordReader
+    from datarax_tfds.decoding.reader import RecordReader
 
     read, numbers = RecordReader.read, []
 

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-import datasets
 import jax
 import numpy as np
+import tfds_datasets
 
 from datarax_tfds import Pipeline, prefetch_to_device
 
-N = datasets.TINY_TRAIN
+N = tfds_datasets.TINY_TRAIN
 
 
 def ids(batch: dict[str, Any]) -> list[int]:
@@ -19,7 +19,7 @@ def ids(batch: dict[str, Any]) -> list[int]:
 def check_records(batch: dict[str, Any]) -> None:
     """Each row is, in every feature, the record that its id names."""
     for row, number in enumerate(ids(batch)):
-        record = datasets.tiny_record(number)
+        record = tfds_datasets.tiny_record(number)
         for name, value in record.items():
             assert np.array_equal(np.asarray(batch[name])[row], value), (name, number)
 

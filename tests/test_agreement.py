@@ -8,26 +8,37 @@ import time
 
 import launch_local
 import pytest
-from test_processes import WORKERS, run
+from checkout import GUARD_S, WORKERS, run
 
-from sharding import agree
+from sharding.hosts.agreement import agree
 
 DIFFERS = {
     "seed": "seed",
     "split": "split, records|records, split",
+    "split of each process": "split(.|\n)*fix: +pass the whole split on every process",
     "shuffle": "shuffle",
     "features": "features",
+    "map_fn": "user_code(.|\\n)*fix: +let map_fn and decoders use the same values",
     "files": "fingerprint",
     "order": "order",
     "batch size": "batch_size",
     "remainder": "remainder",
     "eager": "seed",
+    "graph": "edges",
     "restore": "index",
     "pipeline restore": "index",
     "save": "index",
     "what is done": "about",
     "checkpoints": "file of process 0",
+    "0 comes again": "seed",
+    "1 comes again": "seed",
+    "0 gives up": "about",
+    "then": "seed",
+    "1 gives up": "about",
+    "1 gives up in time": "about",
+    "and then": "seed",
 }
+LATE = ["late", "late twice", "late after an error"]
 
 
 def test_processes_that_differ_refuse_before_anything_is_read_or_moved(data_dir, tmp_path):
@@ -38,16 +49,19 @@ def test_processes_that_differ_refuse_before_anything_is_read_or_moved(data_dir,
     run(2, "agree.py", data_dir, elsewhere, tmp_path, logs=tmp_path)
     one, other = (json.loads((tmp_path / f"{process}.json").read_text()) for process in (0, 1))
     assert one == other  # the same words, wherever one looks
-    assert set(one) == {*DIFFERS, "late", "late but busy"}
+    assert set(one) == {*DIFFERS, *LATE, "late but busy"}
     for case, field in DIFFERS.items():
         kind, message = one[case]
         assert kind == "DisagreementError", case
         assert re.search(rf"do not agree on .*({field})", message), message
         assert re.search(r"process 0 \(.+\): .*; process 1 \(.+\): (.|\n)*fix:", message), message
-    kind, message = one["late"]
-    assert kind == "WaitTimeoutError"
+    for case in LATE:
+        kind, message = one[case]
+        assert kind == "WaitTimeoutError", case
+        assert re.search(r"late: +process 1 \(.+\)\n(.|\n)*fix:", message)
     assert one["late but busy"] == ["WaitTimeoutError", "none"]
-    assert re.search(r"late: +process 1\n(.|\n)*fix:", message)
+    log = (tmp_path / "process-0.log").read_text()
+    assert re.search(r"waiting for \d+ s for process 1 .*, which is preparing a dataset", log)
 
 
 def test_alone_there_is_nobody_to_agree_with():
@@ -60,7 +74,7 @@ def test_alone_there_is_nobody_to_agree_with():
         ("raised", 1, r"PeerFailedError: process 0(.|\n)*ValueError: what the user's", 5),
         ("raised", 0, r"PeerFailedError: process 1(.|\n)*ValueError: what the user's", 5),
         ("stopped", 1, r"process 1 \(.+\) has not been heard of(.|\n)*fix:", 12 + 2),
-        ("left alone", 1, r"no batch for \d+ s; process 1 \(", 2 + 2),
+        ("left alone", 1, r"process 1 \(.+; process 0 is waiting for it", 2 + 2),
     ],
 )
 def test_no_process_waits_for_one_that_failed(
@@ -70,11 +84,13 @@ def test_no_process_waits_for_one_that_failed(
     processes = launch_local.start(2, command, tmp_path)
     others = [process for number, process in enumerate(processes) if number != who]
     logs = [tmp_path / f"process-{number}.log" for number in (0, 1)]
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + GUARD_S
 
     def done():
+        if not re.search(r"at [\d.]+\n", logs[who].read_text()):
+            return False  # on a busy machine, the first batches are late by themselves
         if how == "left alone":
-            return "no batch for" in logs[1 - who].read_text()
+            return re.search(heard, logs[1 - who].read_text())
         return all(process.poll() is not None for process in others)
 
     try:
@@ -83,7 +99,7 @@ def test_no_process_waits_for_one_that_failed(
             time.sleep(0.02)
         ended = time.time()
         if how == "raised":
-            assert [process.wait(5) for process in processes] == [70, 70]
+            assert [process.wait(GUARD_S) for process in processes] == [70, 70]
             ended = time.time()
     finally:
         launch_local.end(processes)
@@ -92,7 +108,6 @@ def test_no_process_waits_for_one_that_failed(
     name = {
         "raised": f"exception on process {who} of 2: until all have ended",
         "stopped": "one process SIGSTOPped: until the other says who, and ends (limit 12 s)",
-        "left alone": "exception with end_together=False: until the log says who (limit 2 s)",
+        "left alone": "exception with fail_fast=False: until the log says who (limit 2 s)",
     }
     figure(name[how], f"{ended - begun:.1f} s", f"{within_s} s")
-    assert ended - begun < 10 * within_s  # that it does not hang; how long it takes is measured

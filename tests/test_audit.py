@@ -201,7 +201,7 @@ def test_logs_of_different_orders_are_refused(source, tmp_path):
     run(tmp_path / "one", source, 1)
     other = source.copy(config=dataclasses.replace(source.config, seed=9))
     run(tmp_path / "other", other, 1)
-    with pytest.raises(ValueError, match=r"another seed(.|\n)*42 and 9(.|\n)*fix:"):
+    with pytest.raises(ValueError, match=r"differ in seed(.|\n)*42 and 9(.|\n)*fix:"):
         audited(tmp_path / "one", tmp_path / "other")
 
 
@@ -248,6 +248,6 @@ class TestRecordNumbers:
                 source.config, map_fn=lambda record: {"record_number": record["id"]}
             )
         )
-        with pytest.raises(ValueError, match=r"'record_number' is added(.|\n)*fix:"):
+        with pytest.raises(ValueError, match=r"'record_number' would be added(.|\n)*fix:"):
             Pipeline(source=mapped, batch_size=SIZE, record_numbers=True)
         Pipeline(source=mapped, batch_size=SIZE)

@@ -18,7 +18,7 @@ from datarax_tfds import (
     TFDSStreamingSource,
     from_tfds,
 )
-from datarax_tfds.split import open_split
+from datarax_tfds.files.split import open_split
 
 GOOD = {"name": "tiny", "split": "train"}
 
@@ -29,27 +29,31 @@ KEYS = ("include_keys", "exclude_keys")
 
 # Fields of both configs: the field, its value, and what is said of it.
 FIELDS = [
-    *[(name, value, f"{name} is required") for name in ("name", "split")
-      for value in (None, "", 7, b"tiny", ["tiny"], {"tiny"}, True)],
-    *[(name, value, f"{name} is True or False") for name in FLAGS
+    *[(name, value, f"{name} is required") for name in ("name", "split") for value in (None, "")],
+    *[("name", value, "name must be a string") for value in (7, b"tiny", ["tiny"], {"tiny"}, True)],
+    *[("split", value, "split must be a string, or") for value in (7, b"train", True, dict)],
+    *[("split", value, "must be one split, got several") for value in (["train"], {"test"}, ())],
+    *[(name, value, f"{name} must be True or False") for name in FLAGS
       for value in ("no", 0, None)],
     *[("seed", value, r"\[0, 2\*\*32\)")
       for value in (-1, 2**32, 2**63, 10**100, 1.5, 7.0, True, None, "7", [7], np.float64(7),
                     np.int64(-1), np.bool_(True), float("nan"), Decimal(7), date(2024, 1, 1),
                     jnp.int32(7))],
-    *[("shuffle_buffer_size", value, "is an integer of at least 1")
+    *[("shuffle_buffer_size", value, "must be an integer of at least 1")
       for value in (0, -1, 10.0, "1000", True, None, np.float32(8))],
-    *[("beam_num_workers", value, "is an integer of at least 1")
+    *[("beam_num_workers", value, "must be an integer of at least 1")
       for value in (0, -4, 1.0, "4", False, [4])],
-    *[(name, value, f"{name} is a function") for name in FUNCTIONS
+    *[(name, value, f"{name} must be a function") for name in FUNCTIONS
       for value in (3, "normalize", {"image": len}, [len])],
-    *[(name, value, f"{name} is a dict") for name in DICTS
+    *[(name, value, f"{name} must be a dict") for name in DICTS
       for value in (3, "image", ["image"], [("image", 1)], len)],
-    *[(name, value, f"{name} is a set of names") for name in KEYS
+    *[(name, value, f"{name} must be a set of names") for name in KEYS
       for value in ("image", b"image", 3, {1}, [["image"]], {""}, [None], True)],
-    *[("stream_name", value, "stream_name is a text") for value in (7, "", b"shuffle", ["a"])],
-    *[("data_dir", value, "data_dir is a text") for value in (7, "", b"/data", ["/data"], True)],
-    *[("data_dir", value, "from file systems only")
+    *[("stream_name", value, "stream_name must be a string")
+      for value in (7, "", b"shuffle", ["a"])],
+    *[("data_dir", value, "data_dir must be a string") for value in (7, "", b"/data", [], True)],
+    *[("data_dir", value, "got several") for value in (["/data"], ("/a", "/b"))],
+    *[("data_dir", value, "stores are not read")
       for value in ("gs://bucket/data", "s3://bucket", "https://a.org/b", "hdfs://a/b")],
 ]  # fmt: skip
 
@@ -58,21 +62,23 @@ TOGETHER = [
     ({"include_keys": {"a"}, "exclude_keys": {"b"}}, "both key filters are set"),
     ({"include_keys": set(), "exclude_keys": set()}, "both key filters are set"),
     ({"try_gcs": True, "data_dir": "here"}, "exclude each other"),
-    ({"stochastic": True}, "draws its seed from a stream"),
-    ({"stream_name": "shuffle"}, "nothing is drawn from a stream"),
+    ({"stochastic": True}, "draws the seed from a stream"),
+    ({"stream_name": "shuffle"}, "nothing is drawn from it"),
 ]
 
 EAGER_FIELDS = [
-    ("layout", value, "no such layout")
+    ("layout", value, "layout must be one of")
     for value in ("split", "", "Auto", None, 1, ["sharded"], ("auto", "sharded"))
 ]
 
 STREAMING_FIELDS = [
-    *[("access", value, "no such access")
+    *[("access", value, "access must be one of")
       for value in ("blocks", "", "RANDOM", None, 0, ["random"])],
-    *[("prefetch_buffer", value, "is an integer of at least 0")
+    *[("prefetch_buffer", value, "must be an integer of at least 0")
       for value in (-1, 1.5, True, "2", None, np.float64(2), -np.int64(1), float("inf"))],
-    *[("block_size", value, "is an integer of at least 1")
+    *[("max_corrupt_records", value, "must be an integer of at least 0")
+      for value in (-1, 0.5, True, "1", None)],
+    *[("block_size", value, "must be an integer of at least 1")
       for value in (0, -8, 8.0, "8", True, None, [8])],
 ]  # fmt: skip
 
@@ -88,10 +94,21 @@ UNKNOWN_FIELDS = [
 NAMES = [
     "../tiny", "/tiny", "a/../b", "tiny/", "tiny ", " tiny", "tiny\n", "a b", ".", "..", "~",
     "huggingface:mnist/x/y", "kaggle:a:b", "tiny:1.0.0:2", "tiny/config/more", "tiny(split=1)",
-    "tiny/a=1,b=2", "tïny", "tiny\x00", "tiny;ls", "$HOME", "tiny:", "*",
+    "tiny/a=1,b=2", "tiny\x00", "-tiny", ".tiny", "tiny;ls", "$HOME", "tiny:", "*",
 ]  # fmt: skip
 
-UNKNOWN_NAMES = ["tinny", "tiny:9.9.9", "tiny/other", "tiny_", "tiny:*.9.*"]
+# A name, what is not there of it, and what is said of it.
+UNKNOWN_NAMES = [
+    ("tinny", "TFDS knows none of that name.*fix: +use name='tiny'"),
+    ("tïny", "TFDS knows none of that name.*fix: +use name='tiny'"),
+    ("TINY", "TFDS knows none of that name.*fix: +use name='tiny'"),
+    ("tiny_", "TFDS knows none of that name.*fix: +use name='tiny'"),
+    ("nothing-like-it", "TFDS knows none of that name.*prepared: .*tiny, .*fix: +set data_dir"),
+    ("tiny:9.9.9", "no version '9.9.9'; there are: 1.0.0.*fix: +use name='tiny:1.0.0'"),
+    ("tiny:*.9.*", r"no version '\*.9.\*'; there are: 1.0.0.*fix: +use name='tiny:1.0.0'"),
+    ("tiny/1.0.0", "1.0.0 is a version, not a config.*fix: +use name='tiny:1.0.0'"),
+    ("tiny/other", "has no config 'other'.*fix: +use name='tiny'"),
+]
 
 SPLITS = [
     *[(split, "no such split") for split in
@@ -112,27 +129,35 @@ FEATURES = [
     ("tiny", {"exclude_keys": {"imge", "lable"}}, "no feature 'imge', 'lable'"),
     ("tiny", {"include_keys": {"Image"}}, "no feature 'Image'"),
     ("dtypes", {"include_keys": {"nested/a"}}, "no feature 'nested/a'"),
-    ("tiny", {"include_keys": set()}, "leaves no feature"),
-    ("tiny", {"exclude_keys": {"id", "image", "label"}}, "leaves no feature"),
+    ("tiny", {"include_keys": set()}, "must leave at least one feature"),
+    ("tiny", {"exclude_keys": {"id", "image", "label"}}, "must leave at least one feature"),
     ("tiny", {"as_supervised": True}, "input and a target"),
     ("pair", {"as_supervised": True, "include_keys": {"input"}}, "input and a target"),
-    ("tiny", {"decoders": {"imge": None}}, "decoders name 'imge'"),
-    ("tiny", {"decoders": {"image": None}, "include_keys": {"id"}}, "decoders name 'image'"),
+    ("tiny", {"decoders": {"imge": None}}, "decoders must name .*, got 'imge'"),
+    (
+        "tiny",
+        {"decoders": {"image": None}, "include_keys": {"id"}},
+        "decoders must name .*, got 'image'",
+    ),
     ("tiny", {"decoders": {"image": 5}}, "decoder of 'image'"),
     ("tiny", {"decoders": {"image": "SkipDecoding"}}, "decoder of 'image'"),
     ("tiny", {"decoders": {"image": lambda record: record}}, "decoder of 'image'"),
-    ("tiny", {"decoders": {1: None, "x": None}}, "decoders name"),
+    (
+        "tiny",
+        {"decoders": {1: None, "x": None}},
+        "decoders must name .*, got 'x'",
+    ),
     ("tiny", {"map_fn": lambda: None}, "cannot trace map_fn"),
     ("tiny", {"map_fn": lambda record, seed, more: record}, "cannot trace map_fn"),
     ("tiny", {"map_fn": lambda *, record: record}, "cannot trace map_fn"),
     ("tiny", {"map_fn": lambda record: record["imge"]}, "cannot trace map_fn.*'imge'"),
-    ("tiny", {"map_fn": lambda record: record["id"]}, "no dict of tensors"),
-    ("tiny", {"map_fn": lambda record: None}, "no dict of tensors"),
-    ("tiny", {"map_fn": lambda record: {}}, "no dict of tensors"),
-    ("tiny", {"map_fn": lambda record: {"id": None}}, "no dict of tensors"),
-    ("tiny", {"map_fn": lambda record: [record["id"]]}, "no dict of tensors"),
-    ("tiny", {"map_fn": print}, "cannot trace map_fn|no dict of tensors"),
-    ("tiny", {"map_fn": dict.fromkeys}, "cannot trace map_fn|no dict of tensors"),
+    ("tiny", {"map_fn": lambda record: record["id"]}, "must return a dict of tensors"),
+    ("tiny", {"map_fn": lambda record: None}, "must return a dict of tensors"),
+    ("tiny", {"map_fn": lambda record: {}}, "must return a dict of tensors"),
+    ("tiny", {"map_fn": lambda record: {"id": None}}, "must return a dict of tensors"),
+    ("tiny", {"map_fn": lambda record: [record["id"]]}, "must return a dict of tensors"),
+    ("tiny", {"map_fn": print}, "cannot trace map_fn|must return a dict"),
+    ("tiny", {"map_fn": dict.fromkeys}, "cannot trace map_fn|must return a dict"),
 ]
 
 CONFIGS_OF_A_SOURCE = [
@@ -143,11 +168,6 @@ CONFIGS_OF_A_SOURCE = [
 ]
 
 RNGS = [7, "order", {"order": 0}, True]
-
-CASES = [
-    FIELDS, TOGETHER, EAGER_FIELDS, STREAMING_FIELDS, UNKNOWN_FIELDS, NAMES, UNKNOWN_NAMES, SPLITS,
-    FEATURES, CONFIGS_OF_A_SOURCE, RNGS,
-]  # fmt: skip
 
 
 @pytest.mark.parametrize("config", [TFDSEagerConfig, TFDSStreamingConfig])
@@ -217,9 +237,9 @@ def test_a_name_that_is_none_is_refused(data_dir, name):
         opened(data_dir, name=name)
 
 
-@pytest.mark.parametrize("name", UNKNOWN_NAMES)
-def test_a_dataset_that_is_not_there_is_refused_with_where_it_was_looked_for(data_dir, name):
-    with refused(DatasetNotFoundError, f"not prepared.*searched: +{data_dir}.*fix:"):
+@pytest.mark.parametrize(("name", "message"), UNKNOWN_NAMES)
+def test_a_dataset_that_is_not_there_is_refused_with_what_is(data_dir, name, message):
+    with refused(DatasetNotFoundError, message):
         opened(data_dir, name=name)
 
 

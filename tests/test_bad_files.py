@@ -4,9 +4,9 @@ import json
 import os
 import shutil
 
-import datasets
 import numpy as np
 import pytest
+import tfds_datasets
 from refusals import refused
 
 from datarax_tfds import (
@@ -17,7 +17,7 @@ from datarax_tfds import (
     TFDSStreamingConfig,
     TFDSStreamingSource,
 )
-from datarax_tfds.tfrecord import scanned_starts
+from datarax_tfds.files.tfrecord import scanned_starts
 
 SHARDS = {
     "tiny": "tiny-train.tfrecord-00001-of-00004",
@@ -178,8 +178,6 @@ METADATA = [
     (shutil.rmtree, DatasetNotFoundError, "not prepared"),
 ]
 
-CASES = [TFRECORDS, ARRAY_RECORDS, METADATA]
-
 
 @pytest.fixture
 def copy(data_dir, tmp_path):
@@ -191,7 +189,7 @@ def copy(data_dir, tmp_path):
 
 def read_all(data_dir, name, source=TFDSStreamingSource, config=TFDSStreamingConfig):
     opened = source(config(name=name, split="train", data_dir=data_dir, local_files_only=True))
-    opened.get_records(np.arange(datasets.TINY_TRAIN))
+    opened.get_records(np.arange(tfds_datasets.TINY_TRAIN))
 
 
 def check_no_content(message, content):

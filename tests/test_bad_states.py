@@ -1,11 +1,12 @@
 """States that are damaged, foreign or none: all refused, and the source stays where it was."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 from refusals import refused
-from test_state import CURSOR, IDENTITY
+from states import CURSOR, IDENTITY
 
 from datarax_tfds import (
     Pipeline,
@@ -15,10 +16,11 @@ from datarax_tfds import (
     TFDSStreamingConfig,
     TFDSStreamingSource,
 )
-from datarax_tfds.cursor import Cursor
-from datarax_tfds.state import Identity, restored, saved
+from datarax_tfds.order.cursor import Cursor
+from datarax_tfds.state.state import IDENTITY as SAVED_FIELDS
+from datarax_tfds.state.state import cursor_from_state, to_state
 
-STATE = saved(CURSOR, IDENTITY)
+STATE = to_state(CURSOR, IDENTITY)
 NAN, INFINITE = float("nan"), float("inf")
 
 
@@ -98,7 +100,7 @@ FOREIGN = [
     *[({field: value}, [field]) for field, value in
       (("dataset", "mnist/3.1.0"), ("dataset", "mnist/3.0.0"), ("dataset", "fashion_mnist/3.0.1"),
        ("dataset", "mnist/config/3.0.1"), ("split", "train[0:30000]"), ("split", "test[0:60000]"),
-       ("split", "train[0:30000]+train[30000:60000]"), ("split", "train[1:60001]"),
+       ("split", "train[30000:60000]+train[0:30000]"), ("split", "train[1:60001]"),
        ("records", 60_001), ("records", 30_000), ("fingerprint", "0123456789abcdee"),
        ("features", "fedcba9876543211"), ("shuffle", False), ("seed", 7), ("seed", None),
        ("seed", 43), ("remainder", "drop"), ("remainder", "pad"), ("order", 2), ("order", 0),
@@ -109,7 +111,7 @@ FOREIGN = [
      ["split", "records", "fingerprint"]),
     ({"dataset": "a/1.0.0", "split": "b[0:1]", "records": 99_999, "fingerprint": "c",
       "features": "d", "shuffle": False, "seed": 1, "remainder": "pad", "order": 9},
-     [field.name for field in dataclasses.fields(Identity)]),
+     list(SAVED_FIELDS)),
 ]  # fmt: skip
 
 # Real runs over the same data, or almost: what another config changes.
@@ -127,17 +129,15 @@ RUNS = [
     ({"map_fn": lambda record: {"id": record["id"]}}, ["features"]),
 ]  # fmt: skip
 
-CASES = [NO_DICTS, NO_STATES, CHANGED, SCHEMAS, PLACES, FOREIGN, RUNS]
-
 
 def refuses(state, kind, message):
     with refused(kind, f"^test: .*{message}.*fix: "):
-        restored(state, IDENTITY, "test")
+        cursor_from_state(state, IDENTITY, "test")
 
 
 @pytest.mark.parametrize("state", NO_DICTS)
 def test_what_is_no_dict_is_refused(state):
-    refuses(state, TypeError, f"a state is a dict.*got: +{type(state).__name__}")
+    refuses(state, TypeError, f"the state must be a dict.*got: +{type(state).__name__}")
 
 
 @pytest.mark.parametrize("state", NO_STATES)
@@ -157,15 +157,21 @@ def test_another_schema_is_refused(schema, message):
 
 @pytest.mark.parametrize(("epoch", "index"), PLACES, ids=lambda value: type(value).__name__)
 def test_a_place_that_cannot_be_is_refused_though_its_checksum_is_right(epoch, index):
-    state = saved(Cursor(epoch, index), IDENTITY)
+    state = to_state(Cursor(epoch, index), IDENTITY)
     refuses(state, StateMismatchError, "damaged.*(epoch: .*index: .*records: +60000|sha256: )")
 
 
 @pytest.mark.parametrize(("fields", "named"), FOREIGN)
 def test_a_state_of_another_run_is_refused_by_every_field_that_differs(fields, named):
     other = dataclasses.replace(IDENTITY, **fields)
-    with refused(StateMismatchError, f"^test: the saved state is of another {', '.join(named)}\\."):
-        restored(saved(Cursor(0, 5), other), IDENTITY, "test")
+    facts = [
+        f"{field}: +saved {re.escape(repr(getattr(other, field)))},"
+        f" now {re.escape(repr(getattr(IDENTITY, field)))}"
+        for field in named
+    ]
+    said = f"^test: the saved state and this run differ in {', '.join(named)}\\."
+    with refused(StateMismatchError, ".*".join([said, *facts, "fix:"])):
+        cursor_from_state(to_state(Cursor(0, 5), other), IDENTITY, "test")
 
 
 KINDS = {
@@ -197,7 +203,7 @@ def test_a_source_goes_on_with_no_state_of_another(data_dir, run, fields, named)
     other = source_of(data_dir, "streaming", **fields)
     other.get_batch(4)
     before = run.get_state()
-    with refused(StateMismatchError, f"of another {', '.join(named)}\\.") as caught:
+    with refused(StateMismatchError, f"differ in {', '.join(named)}\\.") as caught:
         run.set_state(other.get_state())
     facts = str(caught.value)
     assert all(f"{field}:" in facts for field in named)
@@ -212,8 +218,8 @@ def test_a_source_that_refuses_a_state_has_not_moved(run):
         *NO_STATES,
         *(before | {field: value} for field, value in CHANGED if before[field] is not value),
         *(before | {"schema": schema} for schema, _ in SCHEMAS),
-        *(saved(Cursor(*place), run.identity) for place in PLACES if place[1] != 60_000),
-        saved(Cursor(0, len(getattr(run, "source", run))), run.identity),
+        *(to_state(Cursor(*place), run.identity) for place in PLACES if place[1] != 60_000),
+        to_state(Cursor(0, len(getattr(run, "source", run))), run.identity),
     ]
     for state in states:
         with pytest.raises((TypeError, StateMismatchError), match="fix: "):
@@ -238,6 +244,6 @@ def test_a_pipeline_goes_on_with_no_state_of_another_remainder(source, remainder
 def test_the_furthest_places_are_gone_on_from(data_dir, cursor):
     for place in KINDS:
         source = source_of(data_dir, place)
-        source.set_state(saved(cursor, source.identity))
+        source.set_state(to_state(cursor, source.identity))
         assert source.cursor == cursor
         assert len(source.get_batch_at(cursor.index, 1)["id"]) == 1

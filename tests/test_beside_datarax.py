@@ -10,11 +10,11 @@ from contract import N, check_records, ids
 from flax import nnx
 
 from datarax_tfds import TFDSEagerConfig, TFDSEagerSource, TFDSStreamingConfig, TFDSStreamingSource
-from datarax_tfds.order import Order
+from datarax_tfds.order.order import Order
 
 pytest.importorskip(
     "datarax",
-    reason="datarax is not installed: scripts/beside_datarax makes an environment that has it",
+    reason="datarax is not installed: scripts/beside_datarax runs these tests beside it",
 )
 from datarax.pipeline import Pipeline
 
@@ -73,7 +73,7 @@ def test_a_stream_is_handed_on_in_its_own_order(data_dir):
     source = TFDSStreamingSource(TFDSStreamingConfig(**FIELDS, data_dir=str(data_dir)))
     batches = iter(make(source))
     served = [number for _ in range(4) for number in ids(next(batches))]
-    assert served == Order(N, 5).span(0, 0, N)[: 4 * SIZE].tolist()
+    assert served == Order(N, 5).host_numbers(0, 0, N)[: 4 * SIZE].tolist()
 
 
 def test_what_it_takes_ours_take_too():

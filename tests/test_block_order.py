@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datarax_tfds.block_order import BlockOrder
+from datarax_tfds.order.block_order import BlockOrder
 
 
 @settings(deadline=None)
@@ -20,16 +20,16 @@ def test_an_epoch_holds_every_record_once_in_whatever_spans_it_is_read(
     length, block_size, window, epoch, data
 ):
     order = BlockOrder(length, 7, block_size, window)
-    whole = order.span(epoch, 0, length)
+    whole = order.host_numbers(epoch, 0, length)
     assert np.array_equal(np.sort(whole), np.arange(length))
     start = data.draw(st.integers(0, length))
     stop = data.draw(st.integers(start, length))
-    assert np.array_equal(order.span(epoch, start, stop), whole[start:stop])
+    assert np.array_equal(order.host_numbers(epoch, start, stop), whole[start:stop])
 
 
 def test_golden_prefix():
     order = BlockOrder(100, seed=5, block_size=8, window=30)
-    assert order.span(0, 0, 12).tolist() == [55, 25, 51, 26, 49, 24, 54, 31, 52, 29, 50, 27]
+    assert order.host_numbers(0, 0, 12).tolist() == [55, 25, 51, 26, 49, 24, 54, 31, 52, 29, 50, 27]
     assert order.version == "blocks of 8 in windows of 2 blocks, 1"
 
 
@@ -37,11 +37,11 @@ def test_golden_epoch_with_a_short_block():
     """Records 16 to 20 are in it: dealt out from the first round on, while there are any."""
     order = BlockOrder(21, seed=5, block_size=8, window=24)
     rounds = [16, 1, 17, 3, 20, 5, 18, 7, 19, 2, 4, 0, 6]
-    assert order.span(2, 0, 21).tolist() == [*rounds, 11, 12, 14, 13, 15, 9, 8, 10]
+    assert order.host_numbers(2, 0, 21).tolist() == [*rounds, 11, 12, 14, 13, 15, 9, 8, 10]
 
 
 def test_seeds_and_epochs_are_unrelated():
-    orders = [BlockOrder(10_000, seed, 8, 1000).span(epoch, 0, 10_000)
+    orders = [BlockOrder(10_000, seed, 8, 1000).host_numbers(epoch, 0, 10_000)
               for seed in (0, 1) for epoch in (0, 1)]  # fmt: skip
     for one in range(4):
         for other in range(one):
@@ -51,14 +51,14 @@ def test_seeds_and_epochs_are_unrelated():
 def test_a_round_takes_one_record_of_each_of_the_blocks_in_a_window():
     order = BlockOrder(8 * 512, 3, block_size=8, window=1000)  # 64 blocks, 512 records
     for window in range(8):
-        blocks = order.span(0, window * 512, (window + 1) * 512).reshape(8, 64) // 8
+        blocks = order.host_numbers(0, window * 512, (window + 1) * 512).reshape(8, 64) // 8
         assert len(set(blocks[0])) == 64
         assert (blocks == blocks[0]).all()
 
 
 def test_the_last_block_comes_at_any_place():
     """Else `drop` would leave out the same records in every epoch."""
-    places = [np.flatnonzero(BlockOrder(83, 1, 8, 16).span(epoch, 0, 83) == 82)[0]
+    places = [np.flatnonzero(BlockOrder(83, 1, 8, 16).host_numbers(epoch, 0, 83) == 82)[0]
               for epoch in range(200)]  # fmt: skip
     assert min(places) < 10
     assert max(places) > 72
@@ -70,7 +70,9 @@ def test_each_process_reads_blocks_of_its_own(processes):
     """Where the batch size divides the blocks of a window: 64 of them here."""
     batch_size, rows = 64, 64 // processes
     order = BlockOrder(40_000, 1, block_size=8, window=1000)
-    numbers = order.span(0, 0, 40_000 // batch_size * batch_size).reshape(-1, processes, rows)
+    numbers = order.host_numbers(0, 0, 40_000 // batch_size * batch_size).reshape(
+        -1, processes, rows
+    )
     readers = [set(np.unique(numbers[:, process] // 8)) for process in range(processes)]
     assert sum(map(len, readers)) < 1.05 * len(set().union(*readers))
 
@@ -87,7 +89,7 @@ def test_a_window_holds_a_power_of_two_of_whole_blocks(window, blocks):
 def test_an_order_of_blocks_is_rebuilt_from_its_version(block_size, window):
     order = BlockOrder(97, 5, block_size, window)
     rebuilt = BlockOrder.of_version(order.version, 97, 5)
-    assert np.array_equal(rebuilt.span(3, 0, 97), order.span(3, 0, 97))
+    assert np.array_equal(rebuilt.host_numbers(3, 0, 97), order.host_numbers(3, 0, 97))
     assert rebuilt.version == order.version
 
 
@@ -96,5 +98,5 @@ def test_an_order_of_blocks_is_rebuilt_from_its_version(block_size, window):
                 "blocks of 4 in windows of 3 blocks, 1", "blocks of 4 in windows of 8 blocks, 2"],
 )  # fmt: skip
 def test_an_order_of_other_blocks_is_refused(version):
-    with pytest.raises(ValueError, match=r"no order that is known(.|\n)*order:(.|\n)*fix:"):
+    with pytest.raises(ValueError, match=r"does not know the saved order(.|\n)*order:(.|\n)*fix:"):
         BlockOrder.of_version(version, 97, 5)

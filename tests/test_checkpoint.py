@@ -66,6 +66,24 @@ def test_a_pipeline_goes_on_where_it_was_when_it_was_saved(manager, pipeline, lo
     assert [ids(next(batches)) for _ in range(2)] == expected
 
 
+@pytest.mark.parametrize("args", [None, composite(data=DataRestore())], ids=["none", "no pipeline"])
+def test_without_a_pipeline_the_state_comes_back_as_a_dict(manager, pipeline, args):
+    """As tools restore, and inference, which has no data."""
+    next(iter(pipeline))
+    save(manager, 1, pipeline)
+    manager.wait_until_finished()
+    with ocp.CheckpointManager(manager.directory) as other:
+        restored = other.restore(1, args=args)
+        assert restored.data == pipeline.get_state()
+        assert args is not None or restored.model["w"].tolist() == [0, 1, 2]
+
+
+def test_the_metadata_of_the_item_are_the_state(manager, pipeline):
+    save(manager, 1, pipeline)
+    manager.wait_until_finished()
+    assert manager.item_metadata(1).data == pipeline.get_state()
+
+
 def test_plain_json_does_as_well(manager, pipeline, loaded):
     next(iter(pipeline))
     manager.save(1, args=composite(data=ocp.args.JsonSave(pipeline.get_state())))
@@ -157,7 +175,7 @@ def test_a_checkpoint_of_other_data_is_refused_and_the_pipeline_stays(
     other = Pipeline(source=TFDSEagerSource(config), batch_size=5)
     next(iter(other))
     before = other.get_state()
-    with pytest.raises(StateMismatchError, match=r"another split, records(.|\n)*shuffle, seed"):
+    with pytest.raises(StateMismatchError, match=r"differ in split, records(.|\n)*shuffle, seed"):
         restore(manager, 1, other)
     assert other.get_state() == before
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datarax_tfds.cursor import Cursor, Schedule, Span
+from datarax_tfds.order.cursor import Cursor, Schedule, Span
 
 REMAINDERS = ["wrap", "drop", "pad"]
 
@@ -85,7 +85,7 @@ def test_steps_are_the_batches_until_the_epoch_changes(length, size, index, rema
     if remainder == "drop":
         size = min(size, length)
     schedule, cursor = Schedule(length, size, remainder), Cursor(7, index % length)
-    cursor = schedule.settled(cursor)
+    cursor = schedule.normalized(cursor)
     for _ in range(schedule.steps(cursor)):
         epoch = cursor.epoch
         cursor = schedule.after(cursor)
@@ -97,7 +97,7 @@ def test_steps_are_the_batches_until_the_epoch_changes(length, size, index, rema
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        ((10, 4, "last"), "no such policy(.|\n)*'last'(.|\n)*fix: +use one of wrap, drop, pad"),
+        ((10, 4, "last"), "must be 'wrap', 'drop' or 'pad'(.|\n)*'last'(.|\n)*fix:"),
         ((10, 11, "drop"), "leave out every record(.|\n)*records: +10(.|\n)*fix:"),
     ],
 )

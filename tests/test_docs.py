@@ -1,5 +1,6 @@
 """The programs of the guide run, page by page, and the reference names all that is public."""
 
+import importlib
 import re
 import signal
 from pathlib import Path
@@ -7,10 +8,11 @@ from pathlib import Path
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import pytest
+from checkout import MODULES, ROOT
 
 import datarax_tfds
+from datarax_tfds.order.order import Order
 
-ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 CHECKPOINT = {"DataSave", "DataRestore", "DataCheckpointable", "latest_valid_step"}
@@ -38,6 +40,69 @@ def test_the_programs_of_a_page_run_one_after_the_other(page, data_dir, tmp_path
     assert bool(steps) is ("train_step" in page.read_text())
 
 
+TEXTS = [*ROOT.glob("*.md"), *ROOT.glob(".github/**/*.md"), ROOT / "scripts/README.md", *PAGES]
+NAMED = re.compile(
+    r"`((?:tests|scripts|docs|configs|datarax_tfds|sharding)/[\w./-]*|test_\w+\.py)[` ]"
+)
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: str(text.relative_to(ROOT)))
+def test_every_file_that_a_text_names_or_links_to_exists(text):
+    for named in NAMED.findall(text.read_text()):
+        assert (ROOT / named).exists() or (ROOT / "tests" / named).exists(), named
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text.read_text()):
+        assert (text.parent / link).exists(), link
+
+
+def test_every_name_that_the_architecture_places_in_a_file_is_there():
+    page = (ROOT / "docs/architecture.md").read_text()
+    places = re.findall(r"`(\w+)`(?: in| \|)\s+`([\w/]+\.py)`", page)
+    assert len(places) > 9
+    for name, path in places:
+        assert re.search(rf"\b{name}\b", (ROOT / path).read_text()), f"{name} in {path}"
+
+
+def test_the_page_on_scripts_names_each_of_them():
+    page = (ROOT / "scripts/README.md").read_text()
+    scripts = [path for path in (ROOT / "scripts").rglob("*") if path.is_file()]
+    helpers = {"README.md", "benchmarking.py", "benchmark_data.py"}
+    names = {path.name for path in scripts if path.suffix != ".pyc"} - helpers
+    assert not [name for name in names if f"`{name}`" not in page]
+
+
+def test_the_drawing_shows_the_order_that_the_library_computes():
+    drawing = (ROOT / "docs/assets/overview.svg").read_text()
+    numbers = [int(number) for number in re.findall(r'class="n"[^>]*>(\d+)<', drawing)]
+    order = Order(12, seed=7).host_numbers(0, 0, 12).tolist()
+    assert numbers == [*range(12), *order, *order[4:8] * 3]
+
+
+PRIVATE = re.compile(
+    r"jax\._src|jax\.core\.Tracer|jax\.extend|jax\.experimental|_pytree__unflatten|\._can_update"
+    r"|tensorflow\.python|tensorflow_datasets\.core|raw_ops|_autograph\b|array_record\.python"
+    r"|experimental\.v1\._src|ocdbt|_multiprocessing_options|sys\.monitoring|sys\._\w+"
+)
+
+
+def test_every_module_that_uses_a_private_interface_is_in_the_list_of_them():
+    page = (ROOT / "docs/architecture.md").read_text()
+    using = {path for path in MODULES if PRIVATE.search(path.read_text())}
+    assert using
+    assert not [path for path in using if f"`{path.relative_to(ROOT)}`" not in page]
+
+
+REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+
+
 def test_every_public_name_is_in_the_reference():
-    described = re.findall(r"::: [\w.]*\.(\w+)", (ROOT / "docs" / "reference.md").read_text())
-    assert set(datarax_tfds.__all__) | CHECKPOINT == set(described)
+    described = re.findall(r"::: [\w.]*\.(\w+)", REFERENCE)
+    assert sorted({*datarax_tfds.__all__, *CHECKPOINT}) == sorted(described)
+
+
+def test_every_member_in_the_reference_exists():
+    sections = re.findall(r"::: ([\w.]+)((?:\n +.*)*)", REFERENCE)
+    members = [(name, member) for name, text in sections for member in re.findall(r"- (\w+)", text)]
+    assert members
+    for name, member in members:
+        module, _, owner = name.rpartition(".")
+        assert hasattr(getattr(importlib.import_module(module), owner), member), f"{name}.{member}"

@@ -5,17 +5,16 @@ import os
 import pickle
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
+from checkout import GUARD_S, WORKERS
 from contract import equal
 
 from datarax_tfds import Pipeline, TFDSEagerConfig, TFDSEagerSource
-from datarax_tfds.order import Order
+from datarax_tfds.order.order import Order
 
-WORKER = Path(__file__).parent / "workers" / "environment.py"
-EXPECTED = Order(97, 5).span(0, 0, 40).tolist()
+WORKER = WORKERS / "environment.py"
+EXPECTED = Order(97, 5).host_numbers(0, 0, 40).tolist()
 
 
 def found(data_dir, how="", *, flags=(), shell=None, **variables):
@@ -24,7 +23,7 @@ def found(data_dir, how="", *, flags=(), shell=None, **variables):
         command = ["sh", "-c", f'{shell}; exec "$@"', "sh", *command]
     environment = {name: value for name, value in os.environ.items() if name not in variables}
     environment |= {name: value for name, value in variables.items() if value is not None}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=GUARD_S, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     printed = json.loads(done.stdout.splitlines()[-1])
     assert printed["order"] == printed["eager"] == EXPECTED
@@ -62,12 +61,10 @@ def test_memory_files_and_threads_stay_as_they_are(data_dir, figure):
     assert printed["more_threads"] <= 0
 
 
-def test_an_exit_with_batches_under_way_is_quick_and_quiet(data_dir):
-    begun = time.monotonic()
+def test_an_exit_with_batches_under_way_neither_hangs_nor_prints_errors(data_dir):
     _, errors = found(data_dir, "exit")
     assert "Traceback" not in errors
     assert "Exception ignored" not in errors
-    assert time.monotonic() - begun < 60
 
 
 def test_a_forked_child_is_refused_in_place_of_a_deadlock(data_dir):
@@ -82,7 +79,7 @@ def source(data_dir):
 
 @pytest.mark.parametrize("of", [lambda source: source, lambda s: Pipeline(source=s, batch_size=8)])
 def test_neither_a_source_nor_a_pipeline_is_pickled(source, of):
-    with pytest.raises(TypeError, match=r"cannot be pickled(.|\n)*get_state"):
+    with pytest.raises(TypeError, match=r"cannot be copied or pickled(.|\n)*get_state"):
         pickle.dumps(of(source))
 
 
@@ -95,7 +92,7 @@ def test_an_interrupt_in_a_batch_hands_nothing_out(source, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(source.records, "take", interrupted)
+        patch.setattr(source.records, "batch", interrupted)
         with pytest.raises(KeyboardInterrupt):
             next(iter(pipeline))
     assert pipeline.get_state() == state

@@ -1,18 +1,27 @@
 import errno
 import os
 import shutil
+import threading
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
+import tfds_datasets
 
-from datarax_tfds import DataLossError
-from datarax_tfds.array_record import ArrayRecordFile
-from datarax_tfds.config import TFDSEagerConfig
-from datarax_tfds.files import Piece, RecordFiles
-from datarax_tfds.split import open_split
-from datarax_tfds.tfrecord import TFRecordFile, scanned_starts
+from datarax_tfds import (
+    DataLossError,
+    TFDSEagerSource,
+    TFDSStreamingConfig,
+    TFDSStreamingSource,
+    from_tfds,
+)
+from datarax_tfds.config.config import TFDSEagerConfig
+from datarax_tfds.files.array_record import ArrayRecordFile
+from datarax_tfds.files.record_files import Piece, RecordFiles
+from datarax_tfds.files.split import open_split
+from datarax_tfds.files.tfrecord import TFRecordFile, scanned_starts
+from datarax_tfds.files.tfrecord_index import TFRecordOpener
+from sharding import WaitTimeoutError
 
 SHARD = "1.0.0/tiny-train.tfrecord-00001-of-00004"
 ARRAY_SHARD = "1.0.0/tiny_array-train.array_record-00001-of-00004"
@@ -57,9 +66,9 @@ def test_a_file_gives_any_records_in_any_order(data_dir, expected, name, open_fi
 def test_numbers_run_through_the_files_in_order(data_dir, name):
     files = opened(data_dir, name)
     everything = files.read(np.arange(len(files)))
-    assert len(files) == datasets.TINY_TRAIN
-    assert len(set(everything)) == datasets.TINY_TRAIN
-    numbers = np.random.default_rng(0).permutation(datasets.TINY_TRAIN)
+    assert len(files) == tfds_datasets.TINY_TRAIN
+    assert len(set(everything)) == tfds_datasets.TINY_TRAIN
+    numbers = np.random.default_rng(0).permutation(tfds_datasets.TINY_TRAIN)
     assert files.read(numbers) == [everything[number] for number in numbers]
 
 
@@ -108,64 +117,12 @@ def test_the_scan_of_large_records_reads_their_headers_only(tmp_path, monkeypatc
     monkeypatch.undo()
 
 
-def damage_truncate(path):
-    path.write_bytes(path.read_bytes()[:-5])
-
-
-def damage_drop_a_record(path):
-    path.write_bytes(path.read_bytes()[: scanned_starts(path)[-2]])
-
-
-def damage_empty(path):
-    path.write_bytes(b"")
-
-
-def damage_garbage_behind(path):
-    path.write_bytes(path.read_bytes() + b"garbage, more than a header")
-
-
-def flip(byte):
-    def damage(path):
-        content = bytearray(path.read_bytes())
-        content[byte] ^= 4
-        path.write_bytes(content)
-
-    return damage
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (damage_truncate, "cut short(.|\n)*record: +2[0-9](.|\n)*offset: byte"),
-        (damage_drop_a_record, r"holds \d+ records, dataset_info.json says"),
-        (damage_empty, "holds 0 records, dataset_info.json says"),
-        (damage_garbage_behind, "length fails its checksum"),
-        (flip(3), "length fails its checksum(.|\n)*record: +0"),
-        (flip(9), "length fails its checksum(.|\n)*record: +0"),
-        (flip(40), "a record fails its checksum(.|\n)*record: +0(.|\n)*offset: byte 0 of"),
-    ],
-)
-def test_a_damaged_tfrecord_file_is_named_before_its_records_are_handed_out(copy, damage, message):
-    path = copy / "tiny" / SHARD
-    files = opened(copy)
-    damage(path)
-    with pytest.raises(DataLossError, match=f"{path}: (.|\n)*{message}(.|\n)*fix:"):
-        files.read(np.arange(datasets.TINY_TRAIN))
-
-
-@pytest.mark.parametrize("damage", [damage_truncate, damage_empty, flip(1_000)])
-def test_a_damaged_array_record_file_is_named(copy, damage):
-    path = copy / "tiny_array" / ARRAY_SHARD
-    files = opened(copy, "tiny_array")
-    damage(path)
-    with pytest.raises(DataLossError, match=f"{path}: (.|\n)*fix:"):
-        files.read(np.arange(datasets.TINY_TRAIN))
-
-
-def test_missing_files_are_found_at_once(copy):
-    (copy / "tiny" / SHARD).unlink()
-    with pytest.raises(DataLossError, match=f"1 of 4 files(.|\n)*{SHARD}(.|\n)*fix:"):
-        opened(copy)
+def impatient(data_dir):
+    """The files of a split, which are tried again without a wait."""
+    paths = sorted((data_dir / "tiny" / "1.0.0").glob("tiny-train*"))
+    lengths = [len(scanned_starts(path)) - 1 for path in paths]
+    pieces = [Piece(path, 0, length, length) for path, length in zip(paths, lengths, strict=True)]
+    return RecordFiles(pieces, TFRecordOpener(), retry_waits_s=(0.0, 0.0, 0.0))
 
 
 @pytest.fixture
@@ -181,7 +138,6 @@ def failing(monkeypatch):
             return read(self, places)
 
         monkeypatch.setattr(TFRecordFile, "read", failing)
-        monkeypatch.setattr("datarax_tfds.files._WAITS_S", (0.0, 0.0, 0.0))
         return tries
 
     return fail
@@ -189,7 +145,7 @@ def failing(monkeypatch):
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
 def test_what_fails_for_a_moment_is_read_from_a_file_opened_anew(data_dir, failing, caplog, code):
-    files = opened(data_dir)
+    files = impatient(data_dir)
     expected = files.read(np.arange(3))
     tries = failing(code, 3)
     assert files.read(np.arange(3)) == expected
@@ -201,32 +157,34 @@ def test_what_fails_for_a_moment_is_read_from_a_file_opened_anew(data_dir, faili
 def test_what_fails_for_good_is_named(data_dir, failing):
     failing(errno.EIO, 4)
     with pytest.raises(DataLossError, match=rf"{SHARD[:20]}(.|\n)*Errno 5(.|\n)*tries: +4"):
-        opened(data_dir).read(np.arange(3))
+        impatient(data_dir).read(np.arange(3))
 
 
 def test_what_cannot_pass_is_not_tried_again(data_dir, failing):
     tries = failing(errno.EBADF, 1)
     with pytest.raises(OSError, match="Errno 9"):
-        opened(data_dir).read(np.arange(3))
+        impatient(data_dir).read(np.arange(3))
     assert len(tries) == 1
 
 
-def test_a_file_that_goes_is_named(copy, monkeypatch):
-    monkeypatch.setattr("datarax_tfds.files._WAITS_S", (0.0,))
-    files = opened(copy)
+def test_a_file_that_goes_is_named(copy):
+    files = impatient(copy)
     (copy / "tiny" / SHARD).unlink()
     with pytest.raises(DataLossError, match=rf"{SHARD}: the file cannot be read(.|\n)*fix:"):
         files.read(np.arange(len(files)))
 
 
-def test_processes_begin_with_files_of_their_own_and_check_them_all(monkeypatch):
+def test_processes_begin_with_files_of_their_own_and_check_them_all():
     """So that they index a dataset together, and each finds the index of the others."""
-    monkeypatch.setattr("datarax_tfds.files._THREADS", 1)
     pieces = [Piece(Path(f"{number}"), 0, 3, 3) for number in range(7)]
 
     def order(share, shares):
         opened = []
-        files = RecordFiles(pieces, lambda path: opened.append(int(path.name)) or [0] * 3)
+        files = RecordFiles(
+            pieces,
+            lambda path: opened.append(int(path.name)) or [0] * 3,
+            opening_threads=1,
+        )
         assert len(list(files.check(share, shares))) == 7
         return opened
 
@@ -234,3 +192,56 @@ def test_processes_begin_with_files_of_their_own_and_check_them_all(monkeypatch)
     assert order(0, 3) == [0, 3, 6, 1, 4, 2, 5]
     assert order(1, 3) == [1, 4, 2, 5, 0, 3, 6]
     assert order(2, 3) == [2, 5, 0, 3, 6, 1, 4]
+
+
+def test_a_file_that_hangs_when_it_is_opened_is_named_and_bounded(tmp_path, limits):
+    hanging = tmp_path / "hanging"
+    os.mkfifo(hanging)  # nobody ever writes to it
+    files = RecordFiles([Piece(hanging, 0, 1, 1)], Path.read_bytes)  # pyright: ignore
+    limits.stall_timeout_s = 1.0
+    with pytest.raises(WaitTimeoutError, match=r"hanging \(\d+ s\)(.|\n)*stall_timeout_s"):
+        list(files.check())
+
+
+BUILDS = {
+    "eager": lambda **fields: TFDSEagerSource(TFDSEagerConfig(**fields)),
+    "streaming": lambda **fields: TFDSStreamingSource(TFDSStreamingConfig(**fields)),
+    "from_tfds": lambda **fields: from_tfds(**fields),
+}
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_a_source_whose_file_hangs_when_it_is_indexed_names_it(
+    data_dir, tmp_path, monkeypatch, limits, build
+):
+    shutil.copytree(data_dir / "tiny_one" / "1.0.0", tmp_path / "tiny_one" / "1.0.0")
+    shutil.rmtree(tmp_path / "tiny_one" / "1.0.0" / ".record_index", ignore_errors=True)
+    end, pread = threading.Event(), os.pread
+
+    def hang(*args):
+        end.wait()
+        return pread(*args)
+
+    monkeypatch.setattr(os, "pread", hang)
+    limits.stall_timeout_s = 5.0
+    try:
+        with pytest.raises(WaitTimeoutError, match=r"tiny_one-train(.|\n)*stall_timeout_s"):
+            BUILDS[build](name="tiny_one", split="train", data_dir=str(tmp_path))
+    finally:
+        end.set()
+
+
+@pytest.mark.parametrize("hanging", ["features.json", "dataset_info.json"])
+def test_metadata_that_hang_when_they_are_read_are_named_and_bounded(
+    data_dir, tmp_path, limits, caplog, hanging
+):
+    shutil.copytree(data_dir / "tiny", tmp_path / "tiny")
+    (path,) = (tmp_path / "tiny").rglob(hanging)
+    path.unlink()
+    os.mkfifo(path)  # nobody ever writes to it
+    limits.stall_warn_s = 1.0
+    limits.stall_timeout_s = 3.0
+    config = TFDSEagerConfig(name="tiny", split="train", data_dir=str(tmp_path))
+    with pytest.raises(WaitTimeoutError, match=r"tiny:train(.|\n)*tiny(.|\n)*stall_timeout_s"):
+        open_split(config)
+    assert "tiny:train: still reading the metadata" in caplog.text

@@ -8,12 +8,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from datarax_tfds.audit import audit
-from datarax_tfds.block_order import BlockOrder
-from datarax_tfds.cursor import Cursor, Schedule
-from datarax_tfds.order import Order
-from datarax_tfds.positions import Positions
-from datarax_tfds.state import Identity, restored, saved
+from datarax_tfds.history.audit import audit
+from datarax_tfds.order.block_order import BlockOrder
+from datarax_tfds.order.cursor import Cursor, Schedule
+from datarax_tfds.order.order import Order
+from datarax_tfds.order.sampler import Sampler
+from datarax_tfds.state.state import Identity, cursor_from_state, to_state
 
 
 class History(RuleBasedStateMachine):
@@ -26,7 +26,7 @@ class History(RuleBasedStateMachine):
     )
     def begin(self, length, seed, blocks, data):
         order = BlockOrder(length, seed, 3, 12) if blocks else Order(length, seed)
-        self.positions = Positions(order, seed)
+        self.sampler = Sampler(order, seed)
         self.identity = Identity(
             dataset="model/1.0.0",
             split=f"train[0:{length}]",
@@ -40,7 +40,7 @@ class History(RuleBasedStateMachine):
         )
         self.lines, self.runs = [], 0
         self.delivered: list[int] = []  # numbers, in the order in which the model saw them
-        self.kept = (json.dumps(saved(Cursor(), self.identity)), 0)
+        self.kept = (json.dumps(to_state(Cursor(), self.identity)), 0)
         self.restart(data)
 
     @rule(data=st.data())
@@ -48,7 +48,7 @@ class History(RuleBasedStateMachine):
         """Killed, and gone on with from the last save: on other hosts, by other batches."""
         state, count = self.kept
         del self.delivered[count:]
-        self.cursor = restored(json.loads(state), self.identity, "model")
+        self.cursor = cursor_from_state(json.loads(state), self.identity, "model")
         most = self.identity.records if self.policy == "drop" else 50
         self.hosts = data.draw(st.integers(1, min(4, most)), "hosts")
         size = self.hosts * data.draw(st.integers(1, max(1, most // self.hosts)), "rows each")
@@ -60,11 +60,13 @@ class History(RuleBasedStateMachine):
     @rule(steps=st.integers(1, 7))
     def step(self, steps):
         for _ in range(steps):
-            batch = self.positions.at(self.schedule, self.cursor)
+            batch = self.sampler.at(self.schedule, self.cursor)
             share = self.schedule.batch_size // self.hosts
-            parts = [batch.numbers(slice(n * share, (n + 1) * share)) for n in range(self.hosts)]
+            parts = [
+                batch.record_numbers(slice(n * share, (n + 1) * share)) for n in range(self.hosts)
+            ]
             numbers = np.concatenate(parts)
-            assert np.array_equal(numbers, batch.numbers())
+            assert np.array_equal(numbers, batch.record_numbers())
             rows = np.where(np.arange(len(numbers)) < batch.records, numbers, -1).tolist()
             self.delivered += rows[: batch.records]
             self.cursor = self.schedule.after(self.cursor)
@@ -77,7 +79,7 @@ class History(RuleBasedStateMachine):
         self.kept = (json.dumps(self.state()), len(self.delivered))
 
     def state(self):
-        return saved(self.cursor, self.identity)
+        return to_state(self.cursor, self.identity)
 
     def teardown(self):
         if not hasattr(self, "lines"):
@@ -85,8 +87,8 @@ class History(RuleBasedStateMachine):
         found = audit(self.lines)
         assert found.sound, str(found)
         assert found.reached == self.cursor
-        length, order = self.identity.records, self.positions.order
-        epochs = [order.span(n, 0, length).tolist() for n in range(self.cursor.epoch + 1)]
+        length, order = self.identity.records, self.sampler.order
+        epochs = [order.host_numbers(n, 0, length).tolist() for n in range(self.cursor.epoch + 1)]
         if self.policy != "drop":
             whole = [number for epoch in epochs for number in epoch]
             assert self.delivered == whole[: self.cursor.epoch * length + self.cursor.index]

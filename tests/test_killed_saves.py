@@ -8,8 +8,9 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
-from datarax_tfds import Pipeline, TFDSEagerConfig, TFDSEagerSource, state_file
+from datarax_tfds import Pipeline, TFDSEagerConfig, TFDSEagerSource
 from datarax_tfds.checkpoint import DataRestore, DataSave, latest_valid_step
+from datarax_tfds.state import state_file
 
 SIZE = 24
 

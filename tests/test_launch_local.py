@@ -4,27 +4,24 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from checkout import GUARD_S
 
 LAUNCHER = Path(__file__).parent.parent / "scripts" / "launch_local.py"
 
 
-def launched(count, code, tmp_path, *options, timeout_s=60):
+def launched(count, code, tmp_path, *options):
     worker = tmp_path / "worker.py"
     worker.write_text("import os, sys, time\nnumber = int(os.environ['JAX_PROCESS_ID'])\n" + code)
     command = [LAUNCHER, str(count), "--logs", tmp_path / "logs", *options, "--"]
-    start = time.monotonic()
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, *map(str, command), sys.executable, str(worker)],
         capture_output=True,
         text=True,
-        timeout=timeout_s,
+        timeout=GUARD_S,
     )
-    done.seconds = time.monotonic() - start  # pyright: ignore
-    return done
 
 
 def running(pid: int) -> bool:
@@ -61,11 +58,10 @@ def test_when_one_fails_all_are_ended_and_it_is_said_who_and_why(tmp_path, fails
     code = (
         f"open({str(tmp_path)!r} + f'/pid-{{number}}', 'w').write(str(os.getpid()))\n"
         f"if number == 1:\n    time.sleep(0.5)\n    {fails}\n"
-        "time.sleep(100)\n"
+        "time.sleep(10_000)\n"
     )
     done = launched(3, code, tmp_path)
     assert done.returncode == status
-    assert done.seconds < 30
     assert said in done.stderr
     assert re.search(r"others: +0 was still running, 2 was still running", done.stderr)
     assert "the disk is full" in done.stderr
@@ -73,7 +69,7 @@ def test_when_one_fails_all_are_ended_and_it_is_said_who_and_why(tmp_path, fails
 
 
 def test_a_time_limit_ends_all_and_names_the_late(tmp_path):
-    code = "if number == 1: time.sleep(100)\n"
+    code = "if number == 1: time.sleep(10_000)\n"
     done = launched(2, code, tmp_path, "--timeout-s", "2")
     assert done.returncode == 124
     assert "after 2 s still running: process 1" in done.stderr
@@ -82,7 +78,7 @@ def test_a_time_limit_ends_all_and_names_the_late(tmp_path):
 @pytest.mark.parametrize("arguments", [[], ["2"], ["0", "--", "true"], ["two", "--", "true"]])
 def test_a_wrong_command_line_is_explained(arguments):
     done = subprocess.run(
-        [sys.executable, str(LAUNCHER), *arguments], capture_output=True, text=True, timeout=60
+        [sys.executable, str(LAUNCHER), *arguments], capture_output=True, text=True, timeout=GUARD_S
     )
     assert done.returncode == 2
     assert "usage:" in done.stderr

@@ -10,8 +10,9 @@ from grain.experimental import index_shuffle as grains
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datarax_tfds.hashing import epoch_key
-from datarax_tfds.order import Order, index_shuffle
+from datarax_tfds.order.cipher import index_shuffle
+from datarax_tfds.order.keys import epoch_key
+from datarax_tfds.order.order import Order
 
 GOLDEN = Path(__file__).parent / "golden"
 NEIGHBOURS = sorted({2**power + offset for power in range(1, 21) for offset in (-1, 0, 1)})
@@ -19,7 +20,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 def whole(order: Order, epoch: int) -> np.ndarray:
-    return order.span(epoch, 0, order.length)
+    return order.host_numbers(epoch, 0, order.length)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 60_000, *NEIGHBOURS])
@@ -32,7 +33,7 @@ def test_every_epoch_is_a_permutation(length):
 def test_the_order_never_changes_within_a_version(golden):
     """The file was computed with Grain. Another result is another order.VERSION."""
     order = Order(golden["length"], golden["seed"])
-    assert order.span(golden["epoch"], 0, 10).tolist() == golden["first"]
+    assert order.host_numbers(golden["epoch"], 0, 10).tolist() == golden["first"]
 
 
 @settings(max_examples=200, deadline=None)
@@ -89,7 +90,7 @@ def test_jax_takes_every_position_with_its_own_epoch():
     order = Order(97, seed=3)
     epochs = np.repeat(np.arange(4), 97)
     positions = np.tile(np.arange(97), 4)
-    numbers = jax.jit(order.numbers)(jnp.asarray(epochs), jnp.asarray(positions))
+    numbers = jax.jit(order.device_numbers)(jnp.asarray(epochs), jnp.asarray(positions))
     assert np.array_equal(numbers, np.concatenate([whole(order, epoch) for epoch in range(4)]))
 
 
@@ -105,7 +106,7 @@ def test_any_span_is_the_same_piece_of_the_epoch(length, seed, epoch, data):
     start = data.draw(st.integers(0, length))
     stop = data.draw(st.integers(start, length))
     order = Order(length, seed)
-    assert np.array_equal(order.span(epoch, start, stop), whole(order, epoch)[start:stop])
+    assert np.array_equal(order.host_numbers(epoch, start, stop), whole(order, epoch)[start:stop])
 
 
 @pytest.mark.parametrize("stride", [0, 15 * 20, 16 * 20, 10**6])
@@ -114,15 +115,17 @@ def test_a_span_alone_is_that_of_its_chunk(length, stride):
     order = Order(length, 3)
     for start in (0, 1, length // 2, 2**16 - 21, 2**16 - 10, length - 20):
         stop = min(start + 20, length)
-        assert np.array_equal(order.span(1, start, stop, stride), whole(order, 1)[start:stop])
+        assert np.array_equal(
+            order.host_numbers(1, start, stop, stride), whole(order, 1)[start:stop]
+        )
 
 
 @pytest.mark.parametrize(("length", "dtype"), [(2**31 - 1, np.int32), (2**31, np.int64)])
 @pytest.mark.parametrize("seed", [None, 5])
 def test_numbers_are_int32_where_that_holds_them(length, dtype, seed):
     order = Order(length, seed)
-    assert order.span(0, 0, 3).dtype == dtype
-    assert order.span(0, length - 2, length, stride=99).dtype == dtype
+    assert order.host_numbers(0, 0, 3).dtype == dtype
+    assert order.host_numbers(0, length - 2, length, stride=99).dtype == dtype
     assert order.version == 1
 
 
@@ -133,8 +136,8 @@ def test_an_order_has_records():
 
 def test_without_a_seed_the_order_is_as_stored():
     order = Order(10)
-    assert order.span(3, 2, 5).tolist() == [2, 3, 4]
-    assert order.numbers(jnp.zeros(2, jnp.int32), jnp.arange(2)).tolist() == [0, 1]
+    assert order.host_numbers(3, 2, 5).tolist() == [2, 3, 4]
+    assert order.device_numbers(jnp.zeros(2, jnp.int32), jnp.arange(2)).tolist() == [0, 1]
 
 
 class TestRandomness:

@@ -3,7 +3,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from datarax_tfds.packing import Packing
+from datarax_tfds.records.packing import Packing
 
 DTYPES = [
     np.bool_, np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64,
@@ -32,7 +32,7 @@ def test_packed_values_come_back_bit_for_bit(dtype, shape):
         packing = Packing({"x": jax.ShapeDtypeStruct(shape, dtype)})
         buffers = packing.empty(6)
         packing.pack({"x": values}, buffers)
-        back = np.asarray(jax.jit(packing.unpack)(buffers)["x"])
+        back = np.asarray(jax.jit(packing.unpack)(buffers, packing.starts)["x"])
     assert back.dtype == values.dtype
     assert back.shape == values.shape
     assert back.tobytes() == values.tobytes()
@@ -72,6 +72,6 @@ def test_columns_of_nested_features_find_their_place():
     columns = {"a": {"b": np.array([[1, 2], [3, 4]], np.int16)}, "c": np.array([5, 6], np.int16)}
     buffers = packing.empty(2)
     packing.pack(columns, buffers)
-    back = packing.unpack(buffers)
+    back = packing.unpack(buffers, packing.starts)
     assert back["a"]["b"].tolist() == [[1, 2], [3, 4]]
     assert back["c"].tolist() == [5, 6]

@@ -1,20 +1,21 @@
 """A dataset that is missing is prepared by one process; who dies on the way is made up for."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import launch_local
 import pytest
+from checkout import GUARD_S, WORKERS
 
 from datarax_tfds import DatasetNotFoundError, TFDSEagerConfig, WaitTimeoutError
-from datarax_tfds.preparing import only_preparer, prepare_options
-from datarax_tfds.split import open_split
+from datarax_tfds.files.preparing import only_preparer, prepare_options
+from datarax_tfds.files.split import open_split
 
-WORKER = Path(__file__).parent / "workers" / "prepare.py"
+WORKER = WORKERS / "prepare.py"
 
 
 def start(directory, sleep_s=0.0):
@@ -27,7 +28,7 @@ def start(directory, sleep_s=0.0):
 def ended(process):
     """What it printed, of which the last line is the fingerprint."""
     try:
-        out, errors = process.communicate(timeout=150)
+        out, errors = process.communicate(timeout=GUARD_S)
     finally:
         process.kill()
     assert process.returncode == 0, errors[-3000:]
@@ -61,7 +62,7 @@ def test_hosts_that_share_no_file_system_are_told(tmp_path):
 
 def test_a_preparer_that_dies_half_way_is_made_up_for(tmp_path):
     dying = start(tmp_path, 100.0)
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + GUARD_S
     while not (tmp_path / "notes").exists():
         assert dying.poll() is None, dying.communicate()[1][-2000:]
         assert time.monotonic() < deadline
@@ -85,6 +86,19 @@ def test_who_waits_too_long_is_told_for_whom(tmp_path):
         pass
     with only_preparer(prepared, "later", timeout_s=0.5):
         pass
+
+
+def test_a_wait_for_who_prepares_is_announced_and_ends_at_the_limit(tmp_path, limits, caplog):
+    limits.stall_warn_s = 0.2
+    limits.stall_timeout_s = 1.0
+    prepared = tmp_path / "tiny" / "1.0.0"
+    with (
+        only_preparer(prepared, "one"),
+        pytest.raises(WaitTimeoutError, match=r"another: (.|\n)*holder(.|\n)*stall_timeout_s"),
+        only_preparer(prepared, "another"),
+    ):
+        pass
+    assert re.search(r"another: waiting on .* for process \d+ on .* to prepare", caplog.text)
 
 
 def test_where_nothing_can_be_written_the_remedy_is_told():

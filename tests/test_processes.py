@@ -2,37 +2,31 @@
 
 import json
 import os
+import re
+import shutil
 import sys
 import zlib
-from pathlib import Path
 
-import datasets
 import jax
 import jax.numpy as jnp
 import launch_local
 import numpy as np
 import pytest
+import tfds_datasets
+from checkout import GUARD_S, WORKERS, run
 from contract import N
+from oracle import numbers_of_epochs
 
-from datarax_tfds.hashing import record_keys
-from datarax_tfds.order import Order
+from datarax_tfds.order.keys import record_keys
+from datarax_tfds.order.order import Order
 
-WORKERS = Path(__file__).parent / "workers"
 SIZE, STEPS = 60, 4  # as in workers/serve.py
-
-
-def run(count: int, script: str, *args: object, logs: Path, timeout_s: float = 240) -> None:
-    """Runs a worker in `count` processes and fails with what it printed."""
-    command = [sys.executable, str(WORKERS / script), *map(str, args)]
-    status = launch_local.launch(count, command, logs, timeout_s)
-    printed = "".join(path.read_text()[-3000:] for path in sorted(logs.glob("*.log")))
-    assert status == 0, printed
 
 
 def expected_batches() -> list[dict[str, np.ndarray]]:
     """The batches by the promise: the order, and the records as they were written."""
-    numbers = np.concatenate([Order(N, 5).span(epoch, 0, N) for epoch in range(3)])
-    records = [datasets.tiny_record(number) for number in range(N)]
+    numbers = numbers_of_epochs(Order(N, 5), 3)
+    records = [tfds_datasets.tiny_record(number) for number in range(N)]
     columns = {
         "id": np.array([record["id"] for record in records], np.int32),
         "image": np.array([record["image"] for record in records]),
@@ -114,6 +108,13 @@ def test_alone_there_is_nothing_to_join():
     initialize()
 
 
+def test_the_former_name_of_fail_fast_still_works():
+    from datarax_tfds import initialize
+
+    with pytest.warns(DeprecationWarning, match="it is called fail_fast now"):
+        initialize(end_together=False)
+
+
 def test_several_processes_need_a_sharding(data_dir, tmp_path):
     worker = tmp_path / "worker.py"
     worker.write_text(
@@ -129,3 +130,52 @@ def test_several_processes_need_a_sharding(data_dir, tmp_path):
         "    sys.exit('it was not refused')\n"
     )
     run(2, str(worker), logs=tmp_path, timeout_s=60)
+
+
+@pytest.fixture(scope="module")
+def slow_loads(data_dir, tmp_path_factory):
+    """Two processes for each way to load, all at once, since most of the time they sleep."""
+    folders = {how: tmp_path_factory.mktemp(how) for how in ("slow", "indexed", "never")}
+    copied = shutil.copytree(data_dir / "tiny", folders["indexed"] / "data" / "tiny").parent
+    tfds_datasets.write(copied, "large")
+    jobs = {}
+    try:
+        for how, folder in folders.items():
+            where = copied if how == "indexed" else data_dir
+            command = [sys.executable, str(WORKERS / "loads_slowly.py"), str(where), how]
+            jobs[how] = launch_local.start(2, command, folder)
+        statuses = {
+            how: [process.wait(timeout=GUARD_S) and 70 for process in processes]
+            for how, processes in jobs.items()
+        }
+    finally:
+        for processes in jobs.values():
+            launch_local.end(processes)
+    logs = {
+        how: [(folder / f"process-{number}.log").read_text() for number in range(2)]
+        for how, folder in folders.items()
+    }
+    return statuses, logs
+
+
+@pytest.mark.parametrize(
+    ("how", "statuses", "logged"),
+    [
+        ("slow", [0, 0], ["the end: waiting for .* for process 1(.|\n)*went on", "went on"]),
+        # One file, so that no file is done in time.
+        (
+            "indexed",
+            [0, 0],
+            ["the end: waiting for .*reading .*large-train(.|\n)*went on", "still reading .*large"],
+        ),
+        # Whichever of the two tells of it first, it names the process and what is waited for.
+        ("never", [70, 70], [r"process 1 (.|\n)*decoding records", "decoding records"]),
+    ],
+)
+def test_others_wait_for_a_load_that_gets_on_and_not_for_one_that_hangs(
+    slow_loads, how, statuses, logged
+):
+    found, logs = slow_loads
+    for log, expected in zip(logs[how], logged, strict=True):
+        assert re.search(expected, log), log[-3000:]
+    assert found[how] == statuses

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datarax_tfds.block_order import BlockOrder
-from datarax_tfds.cursor import Cursor, Schedule
-from datarax_tfds.hashing import record_keys, threefry_2x32
-from datarax_tfds.order import Order
-from datarax_tfds.selection import AtCursor, Chosen
+from datarax_tfds.order.block_order import BlockOrder
+from datarax_tfds.order.cursor import Cursor, Schedule
+from datarax_tfds.order.keys import record_keys, threefry_2x32
+from datarax_tfds.order.order import Order
+from datarax_tfds.order.sampler import BatchAt, ByNumber
 
 lengths = st.integers(1, 300) | st.just(70_000)
 
@@ -28,14 +28,14 @@ def test_the_rows_of_a_slice_are_those_of_the_whole_batch(
 ):
     order = BlockOrder(length, 3, 8, 50) if blocks else Order(length, 3)
     cursor = Cursor(data.draw(st.integers(0, 5)), data.draw(st.integers(0, length - 1)))
-    batch = AtCursor(order, Schedule(length, batch_size, remainder), cursor, seed=3)
-    numbers, keys = batch.numbers(), batch.keys()
+    batch = BatchAt(order, Schedule(length, batch_size, remainder), cursor, seed=3)
+    numbers, keys = batch.record_numbers(), batch.keys()
     assert len(numbers) == len(keys) == batch_size
     assert (numbers[: batch.records] < length).all()
     assert (numbers[batch.records :] == length).all()
     start = data.draw(st.integers(0, batch_size))
     rows = slice(start, data.draw(st.integers(start, batch_size)))
-    assert np.array_equal(batch.numbers(rows), numbers[rows])
+    assert np.array_equal(batch.record_numbers(rows), numbers[rows])
     assert np.array_equal(batch.keys(rows), keys[rows])
 
 
@@ -43,27 +43,27 @@ def test_a_few_rows_of_a_large_batch_are_those_of_the_order():
     """Computed alone, not with all of their chunk."""
     length, batch_size, rows = 1_000_000, 131_072, 128
     order = Order(length, 9)
-    batch = AtCursor(order, Schedule(length, batch_size), Cursor(2, 900_000), seed=9)
+    batch = BatchAt(order, Schedule(length, batch_size), Cursor(2, 900_000), seed=9)
     for start in (0, 50_048, 99_968, 130_944):
         epoch, position = divmod(900_000 + start, length)
         expected = np.concatenate(
             [
-                order.span(2 + epoch, position, min(position + rows, length)),
-                order.span(3 + epoch, 0, max(position + rows - length, 0)),
+                order.host_numbers(2 + epoch, position, min(position + rows, length)),
+                order.host_numbers(3 + epoch, 0, max(position + rows - length, 0)),
             ]
         )
-        assert np.array_equal(batch.numbers(slice(start, start + rows)), expected)
+        assert np.array_equal(batch.record_numbers(slice(start, start + rows)), expected)
 
 
 def test_what_follows_a_batch_is_the_batch_after_it():
     schedule = Schedule(10, 4)
-    batch = AtCursor(Order(10, 1), schedule, Cursor(), seed=1)
+    batch = BatchAt(Order(10, 1), schedule, Cursor(), seed=1)
     cursors = [batch.cursor]
     for _ in range(4):
         batch = batch.following
         cursors.append(batch.cursor)
     assert cursors == [Cursor(0, 0), Cursor(0, 4), Cursor(0, 8), Cursor(1, 2), Cursor(1, 6)]
-    assert batch == AtCursor(Order(10, 1), schedule, Cursor(1, 6), seed=1)
+    assert batch == BatchAt(Order(10, 1), schedule, Cursor(1, 6), seed=1)
 
 
 class TestKeys:
@@ -72,13 +72,13 @@ class TestKeys:
     def test_a_record_has_the_same_key_wherever_it_stands(self):
         order, schedule = Order(97, 5), Schedule(97, 24)
         keys = {}
-        batch = AtCursor(order, schedule, Cursor(), seed=5)
+        batch = BatchAt(order, schedule, Cursor(), seed=5)
         while batch.cursor.epoch == 0:
-            rows = batch.numbers(slice(0, min(24, 97 - batch.cursor.index)))
+            rows = batch.record_numbers(slice(0, min(24, 97 - batch.cursor.index)))
             keys |= dict(zip(rows.tolist(), batch.keys().tolist(), strict=False))
             batch = batch.following
         assert len({tuple(key) for key in keys.values()}) == 97
-        stored = Chosen(np.arange(97), epoch=0, seed=5).keys()
+        stored = ByNumber(np.arange(97), epoch=0, seed=5).keys()
         assert stored.tolist() == [keys[number] for number in range(97)]
 
     def test_epochs_and_seeds_have_keys_of_their_own(self):

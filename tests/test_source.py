@@ -1,4 +1,3 @@
-import functools
 import re
 
 import contract
@@ -7,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import shardings
 from contract import N, check_records, equal, ids
-from datasets import TINY_TEST
 from flax import nnx
+from oracle import numbers_of_epochs
+from sources import EAGER, SIZE, SOURCES, STREAMING, config_of, loaded
+from tfds_datasets import TINY_TEST
 
 from datarax_tfds import (
     Cursor,
@@ -18,28 +18,10 @@ from datarax_tfds import (
     StateMismatchError,
     TFDSEagerConfig,
     TFDSEagerSource,
-    TFDSStreamingConfig,
-    TFDSStreamingSource,
     prefetch_to_device,
 )
-from datarax_tfds.block_order import BlockOrder
-from datarax_tfds.order import Order
-
-SOURCES = {
-    "one device": ("tiny", "one device", "auto"),
-    "ArrayRecord": ("tiny_array", "one device", "auto"),
-    "8 devices, sharded": ("tiny", "8 devices", "sharded"),
-    "8 devices, replicated": ("tiny", "8 devices, explicit axes", "replicated"),
-    "replicas, sharded": ("tiny_array", "4 x 2, replicas", "sharded"),
-    "streaming, one device": ("tiny", "one device", "streaming"),
-    "streaming, ArrayRecord": ("tiny_array", "8 devices, explicit axes", "streaming"),
-    "streaming, replicas, uneven files": ("tiny_uneven", "4 x 2, replicas", "streaming"),
-    "streaming, nothing ahead, one file": ("tiny_one", "8 devices, permuted", "streaming, 0"),
-    "streaming by blocks": ("tiny", "8 devices", "sequential"),
-}
-EAGER = {name: place for name, place in SOURCES.items() if "streaming" not in name}
-STREAMING = {name: place for name, place in SOURCES.items() if "streaming" in name}
-SIZE = 24  # rows of a batch: divides over 1, 4 and 8, and not over N
+from datarax_tfds.order.block_order import BlockOrder
+from datarax_tfds.order.order import Order
 
 
 @pytest.fixture(params=list(SOURCES))
@@ -50,23 +32,6 @@ def place(request):
 @pytest.fixture(params=[False, True], ids=["stored", "shuffled"])
 def shuffle(request):
     return request.param
-
-
-@functools.cache
-def loaded(config, mesh):
-    source = TFDSEagerSource if isinstance(config, TFDSEagerConfig) else TFDSStreamingSource
-    return source(config, sharding=shardings()[mesh])
-
-
-def config_of(data_dir, place, **fields):
-    """The config of one of the sources above."""
-    name, _, how = place
-    fields = {"name": name, "data_dir": str(data_dir), "split": "train", "seed": 5} | fields
-    if how == "sequential":
-        return TFDSStreamingConfig(access="sequential", shuffle_buffer_size=30, **fields)
-    if how.startswith("streaming"):
-        return TFDSStreamingConfig(prefetch_buffer=0 if how.endswith("0") else 2, **fields)
-    return TFDSEagerConfig(layout=how, **fields)
 
 
 @pytest.fixture
@@ -98,7 +63,7 @@ def expected_ids(place):
         order = Order(length, seed if shuffle else None)
         if shuffle and place[2] == "sequential":
             order = BlockOrder(length, seed, block_size=8, window=30)
-        return np.concatenate([order.span(epoch, 0, length) for epoch in range(epochs)]).tolist()
+        return numbers_of_epochs(order, epochs).tolist()
 
     return ids
 
@@ -218,7 +183,7 @@ class TestState:
         ]:
             with pytest.raises(StateMismatchError, match=re.escape(differs)):
                 source.set_state(make(**fields).get_state())
-        with pytest.raises(TypeError, match="a state is a dict"):
+        with pytest.raises(TypeError, match="the state must be a dict"):
             source.set_state(None)
         assert source.get_state() == before
 
@@ -240,7 +205,8 @@ def test_clones_go_their_own_ways(source):
 @pytest.mark.parametrize("place", EAGER.values(), ids=list(EAGER))
 class TestWithinPrograms:
     def test_nothing_copies_the_rows(self, source):
-        rows = jax.tree.leaves(source.records._rows)
+        packed, _ = source.records.scan_inputs(np.zeros((1, 8), np.int32))
+        rows = jax.tree.leaves(packed.rows)
 
         def pointers():
             return [
@@ -328,7 +294,7 @@ def test_all_records_as_arrays(source):
 
 
 def test_a_batch_that_does_not_divide_over_the_mesh_is_refused(source):
-    if source.sharding.mesh.size == 1:
+    if source.sharding.num_devices == 1:
         assert len(ids(source.get_batch(5))) == 5
     else:
         for read in (source.get_batch, lambda size: source.get_batch_at(0, size)):

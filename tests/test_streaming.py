@@ -13,13 +13,15 @@ import time
 import weakref
 from pathlib import Path
 
-import datasets
 import jax
 import numpy as np
 import pytest
-from conftest import shardings
+import tfds_datasets
+from checkout import GUARD_S
+from conftest import shardings, wait_for
 from contract import N, check_records, equal, ids
 from flax import nnx
+from oracle import expected_ids
 
 from datarax_tfds import (
     DataLossError,
@@ -32,8 +34,8 @@ from datarax_tfds import (
     from_tfds,
     prefetch_to_device,
 )
-from datarax_tfds.order import Order
-from datarax_tfds.records import RecordReader
+from datarax_tfds.decoding.reader import RecordReader
+from datarax_tfds.files.record_files import Piece, RecordFiles
 
 SIZE = 24
 
@@ -42,10 +44,6 @@ def streaming(data_dir, mesh="one device", **fields):
     fields = {"name": "tiny", "split": "train", "shuffle": True, "seed": 5} | fields
     config = TFDSStreamingConfig(data_dir=str(data_dir), **fields)
     return TFDSStreamingSource(config, sharding=shardings()[mesh])
-
-
-def expected_ids(epochs=1):
-    return np.concatenate([Order(N, 5).span(epoch, 0, N) for epoch in range(epochs)]).tolist()
 
 
 class TestReading:
@@ -78,9 +76,10 @@ class TestReading:
             number for batch in Pipeline(source=source, batch_size=8) for number in ids(batch)
         ]
         assert served == expected_ids(2)[: len(served)]
-        # The first two alone, since nothing says yet that others follow.
-        assert calls[:2] == [8, 8]
-        assert set(calls[2:]) == {16}  # N // (3 * 8) = 4 batches in two calls
+        # The first two alone, since nothing says yet that others follow. Two threads read, so the
+        # second of these calls may be noted after the first of the others.
+        assert sorted(calls)[:2] == [8, 8]
+        assert set(sorted(calls)[2:]) == {16}
 
     def test_a_jump_reads_nothing_in_between(self, data_dir, reads):
         source = streaming(data_dir, prefetch_buffer=0)
@@ -111,8 +110,6 @@ class TestReading:
             assert sorted(reads) == sorted(expected_ids()[:SIZE])
 
     def test_by_blocks_each_block_is_fetched_once(self, data_dir, monkeypatch):
-        from datarax_tfds.files import RecordFiles
-
         read, fetched = RecordFiles.read, []
 
         def noting(self, numbers):
@@ -138,7 +135,7 @@ class TestReading:
     def test_a_stream_and_its_clone_do_not_disturb_each_other(self, data_dir, reads):
         source = streaming(data_dir)
         other = nnx.clone(source)
-        other.move_to(source.cursor.__class__(3, 40))
+        other.advance_to(source.cursor.__class__(3, 40))
         for _ in range(8):
             check_records(source.get_batch(SIZE))
             check_records(other.get_batch(SIZE))
@@ -160,7 +157,7 @@ class TestSingleRecords:
         assert number == 4
         assert source[-1]["text"] == b"number 4"
 
-    @pytest.mark.parametrize(("feature", "problem"), [("text", "no numbers"), ("photo", "varies")])
+    @pytest.mark.parametrize(("feature", "problem"), [("text", "is text"), ("photo", "varies")])
     def test_batches_of_them_are_refused_by_name(self, data_dir, feature, problem):
         source = streaming(data_dir, name="text", include_keys={feature, "label"})
         message = (
@@ -245,7 +242,7 @@ class TestDamage:
     def test_a_replaced_file_is_refused_at_restore(self, copy):
         state = streaming(copy).get_state()
         shutil.rmtree(copy / "tiny")
-        datasets.write(copy, "tiny", shards=3)
+        tfds_datasets.write(copy, "tiny", shards=3)
         with pytest.raises(ValueError, match="fingerprint: saved"):
             streaming(copy).set_state(state)
 
@@ -294,13 +291,6 @@ class TestDamage:
         assert served == expected_ids()[:20]
 
 
-def wait_for(condition, timeout_s=20):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 class TestEnd:
     def threads(self):
         return {thread for thread in threading.enumerate() if "datarax_tfds" in thread.name}
@@ -320,7 +310,7 @@ class TestEnd:
         """By what is read after the end, not by the time that it takes."""
         code = (
             "import os, sys, time\n"
-            "from datarax_tfds.records import RecordReader\n"
+            "from datarax_tfds.decoding.reader import RecordReader\n"
             "from datarax_tfds import TFDSStreamingConfig, TFDSStreamingSource\n"
             "source = TFDSStreamingSource(TFDSStreamingConfig(\n"
             f"    name='tiny', split='train', data_dir={str(data_dir)!r}))\n"
@@ -343,7 +333,7 @@ class TestEnd:
         )
         for way in ("exit", "dropped"):
             done = subprocess.run(
-                [sys.executable, "-c", code, way], capture_output=True, text=True, timeout=120
+                [sys.executable, "-c", code, way], capture_output=True, text=True, timeout=GUARD_S
             )
             assert done.returncode == 0, done.stderr
             assert done.stdout.count("soon") >= 8
@@ -365,19 +355,16 @@ class TestEnd:
     )
     def test_the_interpreter_ends_at_once_and_quietly(self, data_dir, ending):
         code = (
-            "import time\n"
             "from datarax_tfds import Pipeline, TFDSStreamingConfig, TFDSStreamingSource\n"
             "config = TFDSStreamingConfig(name='tiny', split='train', prefetch_buffer=4,\n"
             f"    data_dir={str(data_dir)!r})\n"
             "batches = iter(Pipeline(source=TFDSStreamingSource(config), batch_size=24))\n"
             "next(batches)\n"
-            "print(time.time(), flush=True)\n"
             f"{ending}\n"
         )
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=GUARD_S
         )
-        assert time.time() - float(done.stdout.splitlines()[-1]) < 10
         quiet = [
             line for line in done.stderr.splitlines() if "Error" in line or "Exception" in line
         ]
@@ -390,32 +377,30 @@ class TestEnd:
 
         def waiting(self, numbers, keys=None):
             started.set()
-            slow.wait(20)
+            slow.wait(GUARD_S)
             return read(self, numbers, keys)
 
         monkeypatch.setattr(RecordReader, "read", waiting)
         main = threading.main_thread().ident
 
         def interrupt():
-            started.wait(20)
+            assert started.wait(GUARD_S)
             time.sleep(0.2)
             signal.pthread_kill(main, signal.SIGINT)
 
         threading.Thread(target=interrupt).start()
-        start = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             source.get_batch(SIZE)
-        assert time.monotonic() - start < 10
-        slow.set()
+        slow.set()  # the wait ended without what it waited for
         assert source.cursor.index == 0
         assert ids(source.get_batch(SIZE)) == expected_ids()[:SIZE]
 
 
 def test_a_low_limit_of_open_files_is_kept(tmp_path):
     """Thirteen files, under a limit of which a quarter is ten."""
-    datasets.write(tmp_path, "tiny", shards=13)
+    tfds_datasets.write(tmp_path, "tiny", shards=13)
     code = (
-        "import resource, sys\n"
+        "import os, resource, sys\n"
         "from datarax_tfds import Pipeline, TFDSStreamingConfig, TFDSStreamingSource\n"
         "def source(split):\n"
         "    return TFDSStreamingSource(TFDSStreamingConfig(\n"
@@ -426,9 +411,11 @@ def test_a_low_limit_of_open_files_is_kept(tmp_path):
         "train = source('train')\n"
         "batches = list(Pipeline(source=train, batch_size=97))\n"
         "assert sorted(batches[0]['id'].tolist()) == list(range(97))\n"
-        "assert len(train.records._reader.files._open) == 10\n"
+        "links = [f'/proc/self/fd/{number}' for number in os.listdir('/proc/self/fd')]\n"
+        "opened = [link for link in links if os.path.exists(link)]\n"
+        "assert sum('tiny-train' in os.readlink(link) for link in opened) == 10\n"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=GUARD_S)
 
 
 @pytest.mark.parametrize("mesh", ["one device", "4 x 2, replicas"])
@@ -447,10 +434,8 @@ def test_a_run_may_go_on_with_the_other_source(data_dir, mesh):
     assert served == expected_ids(3)[: len(served)]
 
 
-def test_a_slow_file_does_not_keep_the_others_open(monkeypatch):
+def test_a_slow_file_does_not_keep_the_others_open():
     """Files are closed again as they are counted, whichever is done first."""
-    from datarax_tfds import files
-
     changes = []
 
     class File:
@@ -465,11 +450,10 @@ def test_a_slow_file_does_not_keep_the_others_open(monkeypatch):
         def __del__(self):
             changes.append(-1)
 
-    monkeypatch.setattr(files, "_MOST_OPEN", 10)
-    pieces = [files.Piece(Path(f"{number}"), 0, 1, 1) for number in range(200)]
-    for _ in files.RecordFiles(pieces, File).check():
+    pieces = [Piece(Path(f"{number}"), 0, 1, 1) for number in range(200)]
+    for _ in RecordFiles(pieces, File, max_open=10, opening_threads=4).check():
         pass
-    assert max(itertools.accumulate(changes)) <= 10 + files._THREADS + 1
+    assert max(itertools.accumulate(changes)) <= 10 + 4 + 1
 
 
 def test_64_bits_that_are_turned_off_later_are_refused(data_dir):
@@ -498,17 +482,38 @@ class TestChoice:
         with caplog.at_level(logging.INFO, "datarax_tfds"):
             source = self.make(data_dir, shuffle=True, seed=5, prefetch_buffer=3)
         assert isinstance(source, TFDSEagerSource)
-        assert "tiny:train): eager, since 6,596 bytes of records take 0.0%" in caplog.text
+        assert source.choice is not None
+        assert source.choice.startswith("eager, since 6,596 bytes of records take 0.0%")
+        assert f"from_tfds(tiny:train): {source.choice}" in caplog.text
         assert ids(source.get_batch(SIZE)) == expected_ids()[:SIZE]
 
-    def test_a_large_split_stays_on_disk(self, data_dir, caplog, monkeypatch):
-        from datarax_tfds import layout
+    def test_the_choice_is_shown_by_the_source_and_its_clones(self, data_dir):
+        source = self.make(data_dir)
+        for each in (source, source.clone(), source.copy(name="copy")):
+            assert repr(each).endswith(f"; {source.choice}")
+        assert self.make(data_dir, eager=True).choice is None
 
-        monkeypatch.setattr(layout, "_free_bytes", lambda batch: 60_000)
-        with caplog.at_level(logging.INFO, "datarax_tfds"):
-            source = self.make(data_dir, layout="sharded")
+    @pytest.mark.parametrize("fields", [{}, {"access": "sequential"}])
+    def test_the_split_and_the_decoder_are_opened_once(self, data_dir, fields, monkeypatch):
+        build, made = RecordReader.__init__, []
+
+        def noting(self, *given):
+            made.append(self)
+            build(self, *given)
+
+        monkeypatch.setattr(RecordReader, "__init__", noting)
+        source = self.make(data_dir, **fields)
+        assert len(made) == 1
+        with pytest.raises(IndexError, match=rf"^{type(source).__name__}\(tiny:train\): "):
+            source.get_records([N])
+
+    def test_a_large_split_stays_on_disk(self, data_dir, monkeypatch):
+        from datarax_tfds.records import memory
+
+        monkeypatch.setattr(memory, "free_device_bytes", lambda batch: 60_000)
+        source = self.make(data_dir, layout="sharded")
         assert isinstance(source, TFDSStreamingSource)
-        assert "streaming, since 6,596 bytes of records take 11.0%" in caplog.text
+        assert "streaming, since 6,596 bytes of records take 11.0%" in repr(source)
         spread = self.make(data_dir, sharding=shardings()["8 devices"])
         assert isinstance(spread, TFDSEagerSource)  # cut over eight devices it is small
 
@@ -520,12 +525,10 @@ class TestChoice:
             ("tiny", {"access": "sequential"}, "access is sequential"),
         ],
     )
-    def test_what_cannot_lie_on_the_devices_is_streamed(
-        self, data_dir, caplog, name, fields, reason
-    ):
-        with caplog.at_level(logging.INFO, "datarax_tfds"):
-            assert isinstance(self.make(data_dir, name, **fields), TFDSStreamingSource)
-        assert reason in caplog.text
+    def test_what_cannot_lie_on_the_devices_is_streamed(self, data_dir, name, fields, reason):
+        source = self.make(data_dir, name, **fields)
+        assert isinstance(source, TFDSStreamingSource)
+        assert reason in repr(source)
 
     @pytest.mark.parametrize("eager", [True, False])
     def test_one_may_choose(self, data_dir, eager):
@@ -535,7 +538,7 @@ class TestChoice:
     def test_no_error_makes_it_choose(self, data_dir):
         with pytest.raises(ValueError, match="no such split"):
             from_tfds("tiny", "valid", data_dir=str(data_dir))
-        with pytest.raises(ValueError, match="prefetch_buffer is an integer"):
+        with pytest.raises(ValueError, match="prefetch_buffer must be an integer"):
             self.make(data_dir, eager=True, prefetch_buffer=-1)
         with pytest.raises(
             TypeError, match=r"no field|has a field 'shufle'(.|\n)*fix: +use shuffle"

@@ -5,13 +5,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import launch_local
 import pytest
+from checkout import GUARD_S, ROOT, TRAIN
 
-ROOT = Path(__file__).parent.parent
-TRAIN = [sys.executable, str(ROOT / "scripts/train.py"), str(ROOT / "configs/digits.yaml")]
 LAUNCH = [sys.executable, str(ROOT / "scripts/launch_local.py")]
 ACCURACY = re.compile(r"test accuracy: ([\d.]+)% \((\d+) of (\d+) records\), step (\d+)")
 
@@ -26,7 +24,7 @@ def trained(place, *overrides, processes=None):
     command = [*TRAIN, *overrides]
     if processes:
         command = [*LAUNCH, str(processes), "--timeout-s", "200", "--", *command]
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=250)
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=GUARD_S)
     assert done.returncode == 0, done.stderr[-3000:]
     found = ACCURACY.search(done.stdout)
     assert found, done.stdout[-3000:]
@@ -37,7 +35,7 @@ def trained(place, *overrides, processes=None):
 def test_the_digits_are_learned_also_when_killed_on_the_way(place):
     process = subprocess.Popen(TRAIN, cwd=place, stderr=subprocess.DEVNULL)
     checkpoints = place / "runs/digits"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + GUARD_S
     while not [path for path in checkpoints.glob("*") if path.name.isdecimal()]:
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -59,14 +57,14 @@ def test_a_notice_of_preemption_makes_all_save_the_same_step_and_stop(place, tmp
     command += ["--checkpoint-dir", str(checkpoints)]
     processes = launch_local.start(count, command, tmp_path)
     logs = [tmp_path / f"process-{number}.log" for number in range(count)]
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + GUARD_S
     try:
         while not [path for path in checkpoints.glob("*") if path.name.isdecimal()]:
             assert not any(process.poll() for process in processes), logs[-1].read_text()[-2000:]
             assert time.monotonic() < deadline
             time.sleep(0.05)
         processes[-1].send_signal(signal.SIGTERM)
-        assert [process.wait(60) for process in processes] == [0] * count
+        assert [process.wait(GUARD_S) for process in processes] == [0] * count
     finally:
         launch_local.end(processes)
     said = [re.search(r"saved at step (\d+)", log.read_text())[1] for log in logs]
@@ -99,7 +97,7 @@ def test_a_config_that_cannot_be_is_refused(tmp_path, config, message):
     path = tmp_path / "config.yaml"
     path.write_text(config)
     done = subprocess.run(
-        [*TRAIN[:2], str(path)], cwd=tmp_path, capture_output=True, text=True, timeout=100
+        [*TRAIN[:2], str(path)], cwd=tmp_path, capture_output=True, text=True, timeout=GUARD_S
     )
     assert done.returncode != 0
     assert re.search(message, done.stderr)

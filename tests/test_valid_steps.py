@@ -12,8 +12,9 @@ import pytest
 from contract import N
 from flax import nnx
 
-from datarax_tfds import Pipeline, StateMismatchError, TFDSEagerConfig, TFDSEagerSource, state_file
+from datarax_tfds import Pipeline, StateMismatchError, TFDSEagerConfig, TFDSEagerSource
 from datarax_tfds.checkpoint import DataRestore, DataSave, latest_valid_step
+from datarax_tfds.state import state_file
 
 MODEL = {"w": jnp.arange(30_000.0), "b": jnp.zeros(())}
 
@@ -83,7 +84,7 @@ def test_a_step_that_is_not_whole_is_passed_over_by_name(directory, caplog, name
     with caplog.at_level(logging.WARNING, logger="datarax_tfds"):
         assert found(directory) == 2
     if reason is not None:
-        assert "step 3 is passed over" in caplog.text
+        assert "step 3 is skipped" in caplog.text
         assert re.search(reason, caplog.text)
 
 
@@ -91,7 +92,7 @@ def test_a_step_that_is_not_whole_is_passed_over_by_name(directory, caplog, name
 def test_a_stray_directory_is_passed_over(directory, caplog, name):
     (directory / name).mkdir()
     assert found(directory) == 3
-    assert f"step {name} is passed over" in caplog.text
+    assert f"step {name} is skipped" in caplog.text
 
 
 def test_a_step_that_is_a_link_is_passed_over(directory, tmp_path):

@@ -18,11 +18,7 @@ from datarax_tfds import (
     make_mesh,
 )
 
-initialize(
-    stall_warn_s=2,
-    stall_timeout_s=12 if HOW == "stopped" else None,
-    end_together=HOW != "left alone",
-)
+initialize(stall_warn_s=2, fail_fast=HOW != "left alone")
 concerned = jax.process_index() == int(WHO)
 config = TFDSStreamingConfig(name="tiny", split="train", data_dir=DATA_DIR, prefetch_buffer=0)
 source = TFDSStreamingSource(config, sharding=batch_sharding(make_mesh({"data": -1})))
@@ -31,6 +27,8 @@ total = jax.jit(lambda batch: batch["label"].sum())
 for step in range(10_000):
     total(pipeline.step()).block_until_ready()
     time.sleep(0.01)
+    if step == 5 and HOW == "stopped":
+        initialize(stall_warn_s=2, stall_timeout_s=12)  # the first batches may take longer
     if step == 10 and concerned:
         sys.stdout.write(f"at {time.time()}\n")
         sys.stdout.flush()

@@ -10,7 +10,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "..", "scripts"
 import digits
 
 from datarax_tfds import TFDSStreamingConfig, initialize
-from datarax_tfds.split import open_split
+from datarax_tfds.files.split import open_split
 
 initialize()  # does nothing where the processes are of different jobs
 if os.environ.get("JAX_NUM_PROCESSES"):

@@ -30,7 +30,7 @@ from datarax_tfds import (
     make_mesh,
     prefetch_to_device,
 )
-from datarax_tfds.records import RecordReader
+from datarax_tfds.decoding.reader import RecordReader
 
 # More processes than files, and files of very different length.
 DATASETS = {
@@ -62,8 +62,8 @@ def shardings() -> dict[str, NamedSharding]:
     return meshes
 
 
-def source_of(name: str, layout: str, sharding: NamedSharding) -> Any:
-    fields = {"name": name, "split": "train", "data_dir": DATA_DIR, "shuffle": True, "seed": 5}
+def source_of(name: str, layout: str, sharding: NamedSharding, **fields: Any) -> Any:
+    fields |= {"name": name, "split": "train", "data_dir": DATA_DIR, "shuffle": True, "seed": 5}
     if layout.startswith("streaming"):
         return TFDSStreamingSource(TFDSStreamingConfig(**fields), sharding=sharding)
     return TFDSEagerSource(TFDSEagerConfig(layout=layout, **fields), sharding=sharding)
@@ -81,6 +81,19 @@ def check_that_only_local_rows_are_read(sharding: NamedSharding) -> None:
     RecordReader.read = read
     held = {row for shard in batch["id"].addressable_shards for row in shard.data.tolist()}
     assert sorted(numbers) == sorted(held)
+
+
+def check_that_the_host_has_its_rows_of_what_stays_there(
+    name: str, layout: str, sharding: NamedSharding
+) -> None:
+    source = source_of(name, layout, sharding, host_keys={"label"})
+    for batch in Pipeline(source=source, batch_size=SIZE, remainder="pad"):
+        rows = {}
+        for column in ("id", "mask"):
+            shards = batch[column].addressable_shards
+            slices = {shard.index[0].indices(SIZE)[0]: shard.data for shard in shards}
+            rows[column] = np.concatenate([slices[start] for start in sorted(slices)])
+        assert batch["label"].tolist() == (rows["id"] % 7 * rows["mask"]).tolist()
 
 
 def noted(batch: dict[str, Any]) -> list[Any]:
@@ -125,6 +138,9 @@ def main() -> None:
             notes[f"{mesh}, {layout}"] = steps
             if layout == "streaming":
                 check_that_only_local_rows_are_read(sharding)
+
+            if mesh in ("all", "model axis across processes"):
+                check_that_the_host_has_its_rows_of_what_stays_there(name, layout, sharding)
 
             if (mesh, layout) not in WITHIN_JIT:
                 continue

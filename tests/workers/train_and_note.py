@@ -29,9 +29,9 @@ from datarax_tfds import (
     initialize,
     make_mesh,
     prefetch_to_device,
-    state_file,
 )
 from datarax_tfds.checkpoint import DataRestore, DataSave, latest_valid_step
+from datarax_tfds.state import state_file
 
 initialize()
 
@@ -72,7 +72,7 @@ model = {"sum": jax.jit(lambda: jnp.int32(0), out_shardings=everywhere)()}
 step = latest_valid_step(manager) or 0
 if step:
     if MOMENT == "restore" and jax.process_index() == 0:
-        pipeline.source.jump_to = lambda cursor: die()
+        pipeline.source.seek = lambda cursor: die()
     args = ocp.args.Composite(model=ocp.args.StandardRestore(model), data=DataRestore(pipeline))
     model = manager.restore(step, args=args)["model"]
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import numpy as np
 
 TINY_TRAIN = 97  # a prime: no batch size and no number of devices divides it
 TINY_TEST = 13
+EQUAL = 40
+LARGE = 80
 
 
 def tiny_record(number: int) -> dict[str, Any]:
@@ -38,6 +40,23 @@ def every_dtype(number: int) -> dict[str, Any]:
         "zlib": rng.integers(0, 256, (2, 2)).astype(np.uint8),
         "empty": np.zeros((0,), np.float32),
     }
+
+
+def store(
+    data_dir: Path, name: str, features: dict[str, Any], records: Iterable[Any], **options: Any
+) -> None:
+    """Writes records as the training split of a dataset, in their order."""
+    import tensorflow_datasets as tfds
+
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name=name,
+        version="1.0.0",
+        features=tfds.features.FeaturesDict(features),
+        split_datasets={"train": list(enumerate(records))},
+        data_dir=data_dir,
+        disable_shuffling=True,
+        **options,
+    )
 
 
 def write(data_dir: Path, name: str, *, file_format: str = "tfrecord", shards: int = 1) -> None:
@@ -182,4 +201,27 @@ def _mask(tfds: Any) -> tuple[Any, dict[str, Iterator[Any]]]:
     return features, {"train": ({"mask": number} for number in range(4))}
 
 
-_KINDS = {"tiny": _tiny, "dtypes": _dtypes, "text": _text, "mask": _mask}
+def _equal(tfds: Any) -> tuple[Any, dict[str, Iterator[Any]]]:
+    """Records of one size, whose splits differ in their values alone."""
+    features = tfds.features.FeaturesDict({"id": tfds.features.Tensor(shape=(4,), dtype=np.int32)})
+    train = ({"id": np.full(4, number, np.int32)} for number in range(EQUAL))
+    test = ({"id": np.full(4, 1000 + number, np.int32)} for number in range(EQUAL))
+    return features, {"train": train, "test": test}
+
+
+def _large(tfds: Any) -> tuple[Any, dict[str, Iterator[Any]]]:
+    """Records so large that the header of each is read by itself when a file is indexed."""
+    tensor = tfds.features.Tensor(shape=(5000,), dtype=np.float32)
+    features = tfds.features.FeaturesDict({"x": tensor})
+    train = ({"x": np.full(5000, number, np.float32)} for number in range(LARGE))
+    return features, {"train": train}
+
+
+_KINDS = {
+    "tiny": _tiny,
+    "dtypes": _dtypes,
+    "text": _text,
+    "mask": _mask,
+    "equal": _equal,
+    "large": _large,
+}

@@ -1,0 +1,84 @@
+"""What tests cost, as measured: which are slow, which may not run beside each other.
+
+`scripts/test --quick` leaves the slow ones out. A test is slow when it keeps a core busy for more
+than about a second, or waits for long: most of these start processes, each of which imports JAX and
+TensorFlow (5 s of a core), or compile large programs.
+"""
+
+import pytest
+
+# They start several processes at a time: two such tests at once would be slower than in turn.
+OF_PROCESSES = {
+    "test_agreement",
+    "test_checkpoint_roles",
+    "test_elastic",
+    "test_endings",
+    "test_environment",
+    "test_forks",
+    "test_launch_local",
+    "test_preparing",
+    "test_processes",
+    "test_train",
+}
+
+# Files, classes or tests; with True where the result may depend on the version of Python or of JAX,
+# so that `.ci/run` runs them on a newer Python, too.
+SLOW = {
+    "test_agreement.py": False,
+    "test_checkpoint_roles.py": True,
+    "test_cli.py": False,
+    "test_copying.py": False,
+    "test_corrupt_records.py": False,
+    "test_elastic.py": False,
+    "test_endings.py": True,
+    "test_environment.py": False,
+    "test_feature_classes.py": False,
+    "test_forks.py": True,
+    "test_history.py": False,
+    "test_interrupts.py": False,
+    "test_jax_context.py": False,
+    "test_jax_context.py::test_contexts_change_no_batch_of_two_processes": True,
+    "test_killed_saves.py": False,
+    "test_map_fn_results.py": True,
+    "test_preparing.py": False,
+    "test_preemption.py": True,
+    "test_processes.py": True,
+    "test_repeatability.py": False,
+    "test_repeatability.py::TestCodeOfAnotherRun": True,
+    "test_scan.py": False,
+    "test_scan.py::TestTraining": True,
+    "test_source.py::TestWithinPrograms": True,
+    "test_traced_uses.py": False,
+    "test_train.py": False,
+    "test_ways_to_take.py": False,
+    "test_wide_tables.py": False,
+}
+
+
+def mark(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks what the tables name, and puts what takes longest first, for pytest-xdist."""
+    slow_groups, unused = set(), set(SLOW)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+        named = {key for key in SLOW if f"{_test(item)}::".startswith(f"{key}::")}
+        unused -= named
+        if named:
+            item.add_marker(pytest.mark.slow)
+            slow_groups.add(_group(item))
+        if any(SLOW[key] for key in named):
+            item.add_marker(pytest.mark.versions)
+    files = {item.path.name for item in items}
+    gone = sorted(key for key in unused if key.partition("::")[0] in files)
+    if gone and not any("::" in argument for argument in config.args):
+        raise pytest.UsageError(f"tests/costs.py names tests that are gone: {', '.join(gone)}")
+    items.sort(key=lambda item: (_group(item) != "processes", _group(item) not in slow_groups))
+
+
+def _group(item: pytest.Item) -> str:
+    """The tests of a file share sources, so that they stay on one worker."""
+    return "processes" if item.path.stem in OF_PROCESSES else item.path.stem
+
+
+def _test(item: pytest.Item) -> str:
+    """File, class and name, without parameters."""
+    return item.nodeid.partition("[")[0].rpartition("tests/")[2]

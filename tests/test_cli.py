@@ -1,0 +1,73 @@
+"""The command line, and the names of the package, which import JAX only when it is needed."""
+
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+from checkout import GUARD_S
+
+from datarax_tfds.cli import main
+
+
+def python(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=GUARD_S, cwd="/"
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("words", ["--help", "--version", "audit --help"])
+def test_help_imports_no_jax(words):
+    python(
+        "import sys\n"
+        "from datarax_tfds.cli import main\n"
+        f"try: main({words.split()})\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'jax', 'flax', 'numpy', 'sharding', 'tensorflow'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+
+
+def test_the_version_is_that_of_the_distribution(capsys):
+    import datarax_tfds
+
+    assert datarax_tfds.__version__ == version("datarax-tfds")
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"datarax-tfds {datarax_tfds.__version__}\n"
+
+
+def test_a_command_that_does_not_exist_ends_with_the_commands_that_do(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["adit"])
+    assert "audit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "from datarax_tfds import *; assert Pipeline and audit and initialize",
+        "import datarax_tfds; assert datarax_tfds.pipeline.Pipeline is datarax_tfds.Pipeline",
+        "import datarax_tfds.tfds_source as t; from datarax_tfds import TFDSEagerSource as s;"
+        " assert t.TFDSEagerSource is s",
+        "from datarax_tfds import checkpoint; assert checkpoint.DataSave",
+        "import datarax_tfds; assert set(datarax_tfds.__all__) < set(dir(datarax_tfds))",
+        "import datarax_tfds, pickle; c = datarax_tfds.Cursor(1, 2);"
+        " assert pickle.loads(pickle.dumps(c)) == c",
+        "import datarax_tfds; assert not hasattr(datarax_tfds, 'Pipline')",
+    ],
+)
+def test_public_names_are_found_at_their_first_use(use):
+    python(use)
+
+
+def test_a_first_use_inside_a_transformation_is_one_like_any_other():
+    python(
+        "import jax, datarax_tfds\n"
+        "jax.jit(lambda x: [x, datarax_tfds.Pipeline][0])(1)\n"
+        "from datarax_tfds.runtime.untraced import is_traced\n"
+        "assert not is_traced()\n"
+        "jax.jit(lambda x: [x][is_traced() - 1])(1)\n"
+    )

@@ -1,0 +1,71 @@
+"""What earlier versions wrote is read, and a run continues with the batch it would have had."""
+
+import importlib.util
+import json
+import os
+import shutil
+from pathlib import Path
+
+import orbax.checkpoint as ocp
+import pytest
+
+from datarax_tfds import Cursor, Pipeline, audit
+from datarax_tfds.checkpoint import DataRestore, latest_valid_step
+from datarax_tfds.files.tfrecord import scanned_starts
+from datarax_tfds.files.tfrecord_index import record_starts
+
+EARLIER = Path(__file__).parent / "golden" / "earlier"
+COMMITS = ["906bba5", "2bb0494"]
+SOURCES = ["eager", "stored", "blocks"]
+
+spec = importlib.util.spec_from_file_location("write", EARLIER / "write.py")
+write = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(write)
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    """The dataset, with the times that the indexes of its files are of."""
+    shutil.copytree(EARLIER / "data", tmp_path / "data")
+    for file in tmp_path.rglob("*.tfrecord*"):
+        os.utime(file, ns=(write.MTIME_NS, write.MTIME_NS))
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("commit", COMMITS)
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_checkpoint_is_restored_and_the_same_batches_follow(data_dir, tmp_path, commit, name):
+    checkpoints = shutil.copytree(EARLIER / commit / name, tmp_path / name)
+    following = json.loads((EARLIER / commit / "following.json").read_text())[name]
+    pipeline = Pipeline(source=write.sources(str(data_dir))[name], batch_size=write.SIZE)
+    with ocp.CheckpointManager(checkpoints) as manager:
+        assert latest_valid_step(manager) == write.STEPS
+        items = {"data": DataRestore(pipeline)}
+        if name == "eager":
+            items["model"] = ocp.args.StandardRestore()
+        restored = manager.restore(write.STEPS, args=ocp.args.Composite(**items))
+    assert restored.data == pipeline.get_state()
+    assert name != "eager" or restored.model["w"].tolist() == [0, 1, 2]
+    assert [pipeline.step()["id"].tolist() for _ in following] == following
+
+
+@pytest.mark.parametrize("commit", COMMITS)
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_cursor_log_is_audited(commit, name):
+    found = audit((EARLIER / commit / f"{name}.jsonl").read_text().splitlines())
+    assert found.sound, str(found)
+    assert found.reached == Cursor(1, write.SIZE * write.STEPS - 40)
+
+
+@pytest.mark.parametrize("commit", COMMITS)
+def test_an_index_of_records_is_read_and_not_built_again(data_dir, monkeypatch, commit):
+    directory = data_dir / "golden" / "1.0.0"
+    shutil.copytree(EARLIER / commit / "record_index", directory / ".record_index")
+    files = sorted(directory.glob("*.tfrecord*"))
+    expected = [scanned_starts(file).tolist() for file in files]
+
+    def refuse(path):
+        raise AssertionError(f"{path} was scanned")
+
+    monkeypatch.setattr("datarax_tfds.files.tfrecord_index.scanned_starts", refuse)
+    assert [record_starts(file).tolist() for file in files] == expected

@@ -1,0 +1,70 @@
+"""Real processes that end in every way: whoever waits for them hears which one ended, and how."""
+
+import re
+import sys
+import time
+
+import launch_local
+import pytest
+from checkout import GUARD_S, WORKERS
+
+
+def ended(how, who, logs):
+    """The exit statuses of two processes, one of which ends so, and what the other one said."""
+    command = [sys.executable, str(WORKERS / "ends.py"), how, str(who)]
+    processes = launch_local.start(2, command, logs)
+    log = logs / f"process-{1 - who}.log"
+    deadline = time.monotonic() + GUARD_S
+    try:
+        while any(process.poll() is None for process in processes):
+            assert time.monotonic() < deadline, log.read_text()[-2000:]
+            time.sleep(0.05)
+    finally:
+        launch_local.end(processes)
+    return [process.returncode for process in processes], log.read_text()
+
+
+if sys.version_info >= (3, 12):
+    HEARD_OF_SYSTEM_EXIT = ((70, 1), r"process 1 .*has failed(.|\n)*bad flag \(exit status 1\)")
+else:  # nothing shows the status of one that sys.exit() did not raise
+    HEARD_OF_SYSTEM_EXIT = ((70, 70), r"PeerFailedError(.|\n)*process 1 .*ended: by a SystemExit")
+
+
+@pytest.mark.parametrize(
+    ("how", "who", "statuses", "heard"),
+    [
+        ("sys.exit text", 1, (70, 1), r"process 1 .*has failed(.|\n)*bad flag \(exit status 1\)"),
+        ("sys.exit 3", 0, (3, 70), r"process 0 .*has failed(.|\n)*exit status 3"),
+        ("another hook", 1, (70, 1), r"ValueError: what the user met"),
+        ("another hook, apart", 1, (1, 1), r"process 1 .*has failed(.|\n)*what the user met"),
+        ("SIGKILL", 1, (70, -9), r"process.* has died.*SIGKILL|process.* has died.*it is gone"),
+        ("os._exit", 1, (70, 3), r"process.* has died.*(exit status 3|it is gone)"),
+        ("thread", 1, (70, 70), r"no progress since thread 'loader' ended by ValueError"),
+        ("SystemExit", 1, *HEARD_OF_SYSTEM_EXIT),
+        ("end", 0, (70, 70), r"PeerFailedError(.|\n)*process 0 .*has ended"),
+        ("end apart", 1, (1, 0), r"process 1 .*has ended, and did not come here"),
+    ],
+)
+def test_whoever_waits_for_a_process_that_ended_hears_which_and_how(
+    tmp_path, how, who, statuses, heard
+):
+    found, log = ended(how, who, tmp_path)
+    assert re.search(heard, log), log[-3000:]
+    assert tuple(found) == statuses
+
+
+@pytest.mark.parametrize(
+    ("how", "who"),
+    [
+        ("end early", 1),  # the other is in one call of its own for longer than it would wait
+        ("exit hook", 1),  # an exception in an exit hook changes no exit status
+        ("SystemExit early", 1),
+        ("children", 0),  # forked, they inherit hooks, and the coordinator itself
+        ("children", 1),
+    ],
+)
+def test_a_process_that_is_not_missed_disturbs_nobody(tmp_path, how, who):
+    found, log = ended(how, who, tmp_path)
+    assert found == [0, 0], log[-3000:]
+    assert "finished" in log
+    assert log.count("has ended") <= 1, log[-3000:]
