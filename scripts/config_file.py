@@ -1,4 +1,4 @@
-"""Reads a YAML file into a dataclass, and command-line overrides on top of it."""
+"""Reads a YAML file into a dataclass, and applies command-line overrides."""
 
 import dataclasses
 import difflib
@@ -13,14 +13,14 @@ T = TypeVar("T")
 
 
 def config_from_args(config_class: type[T], args: list[str]) -> T:
-    """The config of `FILE [--overrides]`.
+    """Returns the config of a command line `FILE [--overrides]`.
 
     Args:
-        config_class: A dataclass. Its fields are the keys of the file and the flags.
-        args: A command line, without the name of the program. `FILE --help` lists the flags.
+        config_class: A dataclass whose fields are the keys of the file and the flags.
+        args: The command line without the name of the program. `FILE --help` lists the flags.
 
     Returns:
-        The dataclass: values of the file, then of the flags; of the types that it declares.
+        The dataclass with the values of the file, replaced by those of the flags.
     """
     if not args or args[0].startswith("-"):
         sys.exit("usage: train.py CONFIG.yaml [--overrides]     (CONFIG.yaml --help lists them)")

@@ -3,9 +3,10 @@
 
     scripts/launch_local.py 4 -- python scripts/train.py configs/digits.yaml
 
-The processes find each other over 127.0.0.1, on a port of their own; the command calls
-`datarax_tfds.initialize()`. Each writes a log; what process 0 prints is shown. When one fails, all
-are ended, and it is said which one failed and what it printed last.
+The command has to call `datarax_tfds.initialize()`. The processes connect over 127.0.0.1, on a free
+port. Each process writes a log into a directory that is printed at the start, and the output of
+process 0 is shown as well. If a process fails, the script ends all of them, and prints which one
+failed and the end of its log.
 """
 
 import argparse
@@ -24,7 +25,7 @@ _POLL_S = 0.05
 
 
 def main() -> int:
-    """Launches, waits, reports; returns the exit status for the shell."""
+    """Launches the processes and waits for them. Returns the exit status for the shell."""
     words = sys.argv[1:]
     cut = words.index("--") if "--" in words else len(words)
     own, command = words[:cut], words[cut + 1 :]
@@ -33,9 +34,9 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("processes", type=int, help="how many processes")
-    parser.add_argument("--timeout-s", type=float, help="end all of them after so many seconds")
-    parser.add_argument("--logs", type=Path, help="where the logs go; a new directory by default")
+    parser.add_argument("processes", type=int, help="the number of processes")
+    parser.add_argument("--timeout-s", type=float, help="end all processes after this many seconds")
+    parser.add_argument("--logs", type=Path, help="the directory of the logs; a new one by default")
     args = parser.parse_args(own)
     if args.processes < 1 or not command:
         parser.error("give a number of processes, then -- and a command")
@@ -45,7 +46,7 @@ def main() -> int:
 
 
 def start(count: int, command: list[str], logs: Path) -> list[subprocess.Popen]:
-    """Starts the command `count` times, each in a process group and with a log of its own."""
+    """Starts the command `count` times, each with its own process group and log."""
     address = f"127.0.0.1:{_free_port()}"
     processes = []
     for number in range(count):
@@ -72,7 +73,7 @@ def start(count: int, command: list[str], logs: Path) -> list[subprocess.Popen]:
 
 
 def end(processes: list[subprocess.Popen]) -> None:
-    """Ends processes that are still running, with all that they started."""
+    """Kills the processes that still run, together with all that they started."""
     for process in processes:
         if process.poll() is None:
             # Not SIGTERM, which JAX takes for a notice of preemption and survives.
@@ -81,9 +82,10 @@ def end(processes: list[subprocess.Popen]) -> None:
 
 
 def launch(count: int, command: list[str], logs: Path, timeout_s: float | None) -> int:
-    """Runs the command `count` times; 0 if all of them end well."""
+    """Runs the command `count` times. Returns 0 if all processes succeed."""
     deadline = time.monotonic() + (float("inf") if timeout_s is None else timeout_s)
     processes = start(count, command, logs)
+    print(f"launch_local: {count} processes; their logs are in {logs}", file=sys.stderr)
     shown = 0
     try:
         while True:
@@ -110,13 +112,13 @@ def launch(count: int, command: list[str], logs: Path, timeout_s: float | None) 
 
 
 def _report(number: int, states: list[int | None], command: list[str], log: Path) -> int:
-    """Says who failed first, how, and what it printed last; returns its status for the shell."""
+    """Prints which process failed, how, and the end of its log. Returns its exit status."""
     others = [f"{other} {_said(state)}" for other, state in enumerate(states) if other != number]
     lines = [
         f"\nlaunch_local: process {number} of {len(states)} {_said(states[number])}.",
         f"  command: {shlex.join(command)}",
         f"  others:  {', '.join(others) or 'none'}",
-        f"  log:     {log}, which ends so:",
+        f"  log:     {log}, which ends with:",
         *(f"    {line}" for line in log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]),
     ]
     print("\n".join(lines), file=sys.stderr)
@@ -135,7 +137,7 @@ def _log(logs: Path, number: int) -> Path:
 
 
 def _show(log: Path, start: int) -> int:
-    """Passes on what a log has grown by since `start`; returns its length."""
+    """Prints what was added to a log since offset `start`. Returns the new offset."""
     with log.open("rb") as file:
         file.seek(start)
         news = file.read()

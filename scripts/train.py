@@ -3,8 +3,8 @@
     python scripts/train.py configs/digits.yaml --epochs 10
     scripts/launch_local.py 4 -- python scripts/train.py configs/digits.yaml
 
-Killed at any moment and started again, it goes on from its last checkpoint. A SIGTERM to any of its
-processes makes all of them save the same step, and stop.
+A run that was killed continues from its last checkpoint when it is started again. After a SIGTERM
+to any process, all processes save the same step and stop.
 """
 
 import logging
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from datarax_tfds import (
@@ -86,9 +86,8 @@ def correct(model: Network, batch: dict[str, Any]) -> jax.Array:
     return jnp.sum((model(batch["image"]).argmax(-1) == batch["label"]) & batch["mask"])
 
 
-def main(config: Config) -> None:
-    initialize()
-    mesh = make_mesh(config.mesh)
+def pipelines(config: Config, mesh: Mesh) -> tuple[Pipeline, Pipeline]:
+    """Returns the pipelines for training and for testing."""
     rows = batch_sharding(mesh, next(iter(config.mesh)))
 
     def source(split: str, shuffle: bool) -> TFDSEagerSource:
@@ -109,8 +108,11 @@ def main(config: Config) -> None:
         batch_size=config.batch_size,
         remainder="pad",
     )
+    return train, test
 
-    features = train.source.get_dataset_info().features
+
+def new_model(config: Config, features: Any, mesh: Mesh) -> tuple[Network, nnx.Optimizer]:
+    """Creates the model and its optimizer, replicated on all devices."""
 
     def create() -> tuple[Network, nnx.Optimizer]:
         rngs = nnx.Rngs(config.seed)
@@ -120,28 +122,47 @@ def main(config: Config) -> None:
     # Made by one program on all devices, so that every device holds the same parameters.
     replicated = NamedSharding(mesh, PartitionSpec())
     state = jax.jit(lambda: nnx.state(create()), out_shardings=replicated)()
-    model, optimizer = nnx.merge(nnx.graphdef(nnx.eval_shape(create)), state)
+    return nnx.merge(nnx.graphdef(nnx.eval_shape(create)), state)
 
-    directory = config.checkpoint_dir
-    manager = ocp.CheckpointManager(
-        directory if "://" in directory else os.path.abspath(directory),
-        # Renamed before it is removed, an old step is there as a whole, or not at all.
-        options=ocp.CheckpointManagerOptions(max_to_keep=2, todelete_subdir="deleted"),
-    )
 
-    def save(step: int) -> None:
-        state = ocp.args.StandardSave(nnx.state((model, optimizer)))  # pyright: ignore
-        manager.save(step, args=ocp.args.Composite(model=state, data=DataSave(train)))
+class Checkpoints:
+    """Saves and restores the model, the optimizer and the position in the data together."""
 
-    step = latest_valid_step(manager) or 0
-    for damaged in [newer for newer in manager.all_steps() if newer > step]:
-        manager.delete(damaged)
-    if step:
-        state = ocp.args.StandardRestore(nnx.state((model, optimizer)))  # pyright: ignore
-        args = ocp.args.Composite(model=state, data=DataRestore(train))
-        nnx.update((model, optimizer), manager.restore(step, args=args)["model"])
+    def __init__(self, directory: str, nodes: tuple[Network, nnx.Optimizer], data: Pipeline):
+        self.nodes, self.data = nodes, data
+        self.manager = ocp.CheckpointManager(
+            directory if "://" in directory else os.path.abspath(directory),
+            # Orbax renames an old step before it deletes it, so no half-deleted step is ever seen.
+            options=ocp.CheckpointManagerOptions(max_to_keep=2, todelete_subdir="deleted"),
+        )
 
-    preemption, stopping = Preemption(), False  # a SIGTERM to any process stops all, saved
+    def save(self, step: int) -> None:
+        state = ocp.args.StandardSave(nnx.state(self.nodes))  # pyright: ignore
+        args = ocp.args.Composite(model=state, data=DataSave(self.data))
+        self.manager.save(step, args=args)
+
+    def restore(self) -> int:
+        """Restores the newest valid step and returns its number, or 0 if there is none."""
+        step = latest_valid_step(self.manager) or 0
+        for damaged in [newer for newer in self.manager.all_steps() if newer > step]:
+            self.manager.delete(damaged)
+        if step:
+            state = ocp.args.StandardRestore(nnx.state(self.nodes))  # pyright: ignore
+            args = ocp.args.Composite(model=state, data=DataRestore(self.data))
+            nnx.update(self.nodes, self.manager.restore(step, args=args)["model"])
+        return step
+
+    def close(self, step: int) -> None:
+        """Saves the last step if it is not saved yet, and waits until it is written."""
+        if self.manager.latest_step() != step:
+            self.save(step)
+        self.manager.close()
+
+
+def train_to_end(config: Config, checkpoints: Checkpoints) -> tuple[int, bool]:
+    """Trains from the newest checkpoint on. Returns the last step, and whether a SIGTERM came."""
+    train, step = checkpoints.data, checkpoints.restore()
+    preemption, stopping = Preemption(), False
     leader = jax.process_index() == 0
     records = len(train.source)
     with tqdm(
@@ -153,7 +174,7 @@ def main(config: Config) -> None:
     ) as progress:
         while train.cursor.epoch < config.epochs and not stopping:
             for batch in prefetch_to_device(train):
-                loss, accuracy = train_step(model, optimizer, batch)
+                loss, accuracy = train_step(*checkpoints.nodes, batch)
                 step += 1
                 progress.update(config.batch_size)
                 if step % 20 == 0 and leader:
@@ -162,16 +183,23 @@ def main(config: Config) -> None:
                 if stopping:
                     break
                 if step % config.checkpoint_every == 0:
-                    save(step)
-    if manager.latest_step() != step:
-        save(step)
-    manager.close()
-    if stopping:
+                    checkpoints.save(step)
+    checkpoints.close(step)
+    return step, stopping
+
+
+def main(config: Config) -> None:
+    initialize()
+    mesh = make_mesh(config.mesh)
+    train, test = pipelines(config, mesh)
+    model, optimizer = new_model(config, train.source.get_dataset_info().features, mesh)
+    checkpoints = Checkpoints(config.checkpoint_dir, (model, optimizer), train)
+    step, stopped = train_to_end(config, checkpoints)
+    if stopped:
         logging.warning("stopped by SIGTERM; saved at step %d", step)
         return
-
     right = int(sum(correct(model, batch) for batch in test))
-    if leader:
+    if jax.process_index() == 0:
         total = len(test.source)
         print(f"test accuracy: {right / total:.2%} ({right} of {total} records), step {step}")
 

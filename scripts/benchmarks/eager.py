@@ -1,6 +1,6 @@
-"""The eager source against what one would write by hand, on one device.
+"""Compares the eager source with code that a user would write by hand, on one device.
 
-python scripts/benchmark_eager.py --data-dir data
+python scripts/benchmarks/eager.py --data-dir data
 """
 
 import json
@@ -23,8 +23,9 @@ from benchmark_data import InMemory
 from benchmarking import Comparison, duration, in_turn, resident_bytes, show
 
 from datarax_tfds import Pipeline, TFDSEagerConfig, TFDSEagerSource, batch_sharding, make_mesh
-from datarax_tfds.eager_records import EagerRecords
-from datarax_tfds.order import Order
+from datarax_tfds.order.order import Order
+from datarax_tfds.order.sampler import Traced
+from datarax_tfds.records.eager import EagerRecords
 
 BATCH = 128
 
@@ -35,11 +36,11 @@ class Options:
 
     data_dir: Path = Path("data")
     rounds: int = 7
-    measure_memory: bool = False  # used by the script itself, for a process of its own
+    measure_memory: bool = False  # internal: whether this is the subprocess that measures memory
 
 
 def loading(name: str, options: Options) -> Iterator[Comparison]:
-    """60,000 PNG images of 28x28, from disk to arrays."""
+    """Times loading 60,000 PNG images of 28x28 from disk into arrays."""
     import tensorflow_datasets as tfds
 
     def ours() -> None:
@@ -61,7 +62,7 @@ def loading(name: str, options: Options) -> Iterator[Comparison]:
 
 
 def serving(name: str, options: Options) -> Iterator[Comparison]:
-    """An epoch of shuffled batches, against a jitted take with a permutation made beforehand."""
+    """Times an epoch of shuffled batches; the peer is a jitted take with a given permutation."""
     source = eager(name, options)
     pipeline = Pipeline(source=source, batch_size=BATCH)
     data = jax.tree.map(jnp.asarray, source.data)
@@ -92,7 +93,7 @@ def serving(name: str, options: Options) -> Iterator[Comparison]:
 
 
 def cost_in_the_length(options: Options) -> Iterator[Comparison]:
-    """A jitted batch by position, out of 10,000,000 and out of 100,000 records."""
+    """Compares a jitted `get_batch_at` on 10,000,000 records with the same on 100,000 records."""
 
     def stepper(length: int) -> Callable[[], None]:
         at = jax.jit(batch_at(length))
@@ -110,7 +111,7 @@ def cost_in_the_length(options: Options) -> Iterator[Comparison]:
 
 
 def batch_at(length: int) -> Callable[[jax.Array], Any]:
-    """`get_batch_at` over that many records, too many to write to disk for this."""
+    """Returns `get_batch_at` for `length` records that exist only in memory."""
     one = batch_sharding(make_mesh({"data": 1}, devices=jax.devices()[:1]))
     reader: Any = InMemory(number=np.arange(length, dtype=np.int32))
     records = EagerRecords(reader, batch=one, layout="auto")
@@ -118,14 +119,14 @@ def batch_at(length: int) -> Callable[[jax.Array], Any]:
 
     def at(start: jax.Array) -> Any:
         positions = start + jnp.arange(BATCH)
-        numbers = order.numbers(positions // length, positions % length)
-        return records.take_within(numbers)
+        numbers = order.device_numbers(positions // length, positions % length)
+        return records.batch(Traced(positions // length, numbers, seed=0))
 
     return at
 
 
 def memory(name: str, options: Options) -> dict[str, int]:
-    """Bytes that loading adds to the peak of this process, once all imports are done."""
+    """Returns the bytes that loading adds to the peak memory of this process after all imports."""
     eager(name, options, split="test").get_batch(BATCH)
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = resident_bytes()
@@ -136,7 +137,7 @@ def memory(name: str, options: Options) -> dict[str, int]:
 
 
 def state(name: str, options: Options) -> str:
-    """The size of a state, and the time to restore it near both ends of an epoch."""
+    """Measures the size of a saved state, and the time to restore it early and late in an epoch."""
     source = eager(name, options)
     pipeline = Pipeline(source=source, batch_size=BATCH)
     size = len(json.dumps(pipeline.get_state()))
@@ -156,7 +157,7 @@ def state(name: str, options: Options) -> str:
 
 
 def last(batches: Iterable[Any]) -> Any:
-    """The last batch, once all have been made."""
+    """Takes all batches and returns the last one."""
     return deque(batches, maxlen=1)[0]
 
 

@@ -1,8 +1,8 @@
-"""The streaming source against tf.data and Grain, on one device, and what it costs as jobs grow.
+"""Compares the streaming source with tf.data and Grain, and measures how its cost grows.
 
-    python scripts/benchmark_streaming.py --data-dir data --out runs/benchmark
+    python scripts/benchmarks/streaming.py --data-dir data --out runs/benchmark
 
-Writes its table to `streaming.txt`, `streaming.json` and `streaming.png` in that directory.
+The table is also written to `streaming.txt`, `streaming.json` and `streaming.png` in `--out`.
 """
 
 import itertools
@@ -19,7 +19,6 @@ from typing import Any
 
 import benchmark_data
 import jax
-import launch_local
 import tyro
 from benchmarking import Comparison, duration, in_turn, resident_bytes, show
 
@@ -32,12 +31,13 @@ from datarax_tfds import (
     initialize,
     make_mesh,
 )
-from datarax_tfds.cursor import Schedule
-from datarax_tfds.offset_index import record_starts
-from datarax_tfds.order import Order
-from datarax_tfds.selection import AtCursor
+from datarax_tfds.files.tfrecord_index import record_starts
+from datarax_tfds.order.cursor import Schedule
+from datarax_tfds.order.order import Order
+from datarax_tfds.order.sampler import BatchAt
 
 GRAIN_THREADS = (1, 2, 4, 8, 16)
+LAUNCHER = Path(__file__).parents[1] / "launch_local.py"
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Options:
     data_dir: Path = Path("data")
     out: Path = Path("runs/benchmark")
     rounds: int = 5
-    process: str = ""  # used by the script itself, for processes of its own
+    process: str = ""  # internal: what a subprocess of this script measures
 
 
 def streaming(name: str, options: Options) -> TFDSStreamingSource:
@@ -58,7 +58,7 @@ def streaming(name: str, options: Options) -> TFDSStreamingSource:
 
 
 def taking(batches: Callable[[], Iterator[Any]], count: int) -> Callable[[], None]:
-    """A run of that many batches, by an iterator of its own."""
+    """Returns a function that takes `count` batches from a new iterator."""
 
     def run() -> None:
         for batch in itertools.islice(batches(), count):
@@ -80,7 +80,7 @@ def ours(name: str, batch_size: int, options: Options) -> Callable[[], Iterator[
 def tf_data(
     name: str, batch_size: int, shuffle: int, options: Options
 ) -> Callable[[], Iterator[Any]]:
-    """TFDS as its guide says, without the cache that a larger dataset could not have."""
+    """Reads as the TFDS guide recommends, without a cache, for which most data are too big."""
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
@@ -95,7 +95,7 @@ def tf_data(
 
 
 def grain(name: str, batch_size: int, options: Options) -> Callable[[], Iterator[Any]]:
-    """Grain on the ArrayRecord data source of TFDS, shuffled, at its best number of threads."""
+    """Reads TFDS's ArrayRecord data source with Grain, shuffled, with the fastest thread count."""
     import grain
     import tensorflow_datasets as tfds
 
@@ -116,10 +116,10 @@ def grain(name: str, batch_size: int, options: Options) -> Callable[[], Iterator
 
 
 def against(options: Options) -> Iterator[Comparison]:
-    """Shuffled batches of an epoch (of a part of it for Grain), per record, in turn."""
+    """Times shuffled batches of an epoch (10,000 records for Grain), per record."""
     data_dir = options.data_dir
     rows = [
-        # Title, dataset, records, batch size, targets: against tf.data, and Grain
+        # Title, dataset, records, batch size, target against tf.data, target against Grain.
         ("60,000 PNG 28x28", benchmark_data.png_28, 60_000, 128, 3.0, 10.0),
         ("50,000 PNG 32x32x3", benchmark_data.png_32, 50_000, 128, 2.0, None),
         ("3,000 JPEG 224x224", benchmark_data.jpeg_224, 3_000, 64, 1.0, 1.4),
@@ -151,12 +151,12 @@ def against(options: Options) -> Iterator[Comparison]:
 
 
 def resuming(options: Options) -> Iterator[Comparison]:
-    """From `set_state` to the first batch, at the end of an epoch and at its start."""
+    """Times `set_state` and the first batch after it, late and early in an epoch."""
     source = streaming(benchmark_data.png_28(options.data_dir), options)
     pipeline = Pipeline(source=source, batch_size=128)
 
     def state_at(share: float) -> dict[str, Any]:
-        source.move_to(Cursor(0, int(share * len(source))))
+        source.advance_to(Cursor(0, int(share * len(source))))
         return pipeline.get_state()
 
     def run(state: dict[str, Any]) -> None:
@@ -173,17 +173,17 @@ def resuming(options: Options) -> Iterator[Comparison]:
 
 
 def asking(options: Options) -> Iterator[Comparison]:
-    """The numbers of 128 rows of its own, on one of many processes: all that grows with a job."""
+    """Times computing the record numbers of one process: the only cost that grows with the job."""
 
     def run(processes: int, length: int) -> Callable[[], None]:
         schedule = Schedule(length, 128 * processes)
-        batch = AtCursor(Order(length, 0), schedule, Cursor(), seed=0)
+        batch = BatchAt(Order(length, 0), schedule, Cursor(), seed=0)
         rows = slice(128 * (processes // 2), 128 * (processes // 2) + 128)
 
         def steps() -> None:
             nonlocal batch
             for _ in range(100):
-                batch.numbers(rows)
+                batch.record_numbers(rows)
                 batch = batch.following
 
         return steps
@@ -208,7 +208,7 @@ def asking(options: Options) -> Iterator[Comparison]:
 
 
 def indexing(options: Options) -> str:
-    """The index of 1,000,000 records, and the same once it is there."""
+    """Times building the index of 1,000,000 records, and loading it from its file."""
     path = benchmark_data.million(options.data_dir)
     index = path.parent / ".record_index" / path.name
     index.unlink(missing_ok=True)
@@ -226,7 +226,7 @@ def indexing(options: Options) -> str:
 
 
 def boundary(options: Options) -> str:
-    """The longest wait for a batch across the end of an epoch, against the median wait."""
+    """Compares the longest wait for a batch at the end of an epoch with the median wait."""
     source = streaming(benchmark_data.jpeg_224(options.data_dir), options)
     waits, across = [], []
     before = source.cursor.epoch
@@ -245,7 +245,7 @@ def boundary(options: Options) -> str:
 
 
 def memory(options: Options) -> str:
-    """Resident memory after each of ten epochs, in a process of its own."""
+    """Measures the resident memory of a subprocess after each of ten epochs."""
     command = [sys.executable, __file__, "--data-dir", str(options.data_dir), "--process", "memory"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     sizes = [size / 2**20 for size in json.loads(printed.splitlines()[-1])]
@@ -267,15 +267,15 @@ def measure_memory(options: Options) -> None:
 
 
 def growing(options: Options) -> str:
-    """CPU time a record, on 1, 2 and 4 real processes that read 64 rows of a batch each."""
+    """Measures the CPU time per record on 1, 2 and 4 processes, each reading 64 rows a batch."""
     costs = []
     for count in (1, 2, 4):
         logs = options.out / f"processes-{count}"
         logs.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, __file__, "--data-dir", str(options.data_dir)]
-        command += ["--out", str(logs), "--process", "share"]
-        if launch_local.launch(count, command, logs, 300) != 0:
-            raise SystemExit(f"a process failed: see {logs}")
+        command = [sys.executable, str(LAUNCHER), str(count), "--logs", str(logs)]
+        command += ["--timeout-s", "300", "--", sys.executable, __file__]
+        command += ["--data-dir", str(options.data_dir), "--out", str(logs), "--process", "share"]
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
         results = [json.loads((logs / f"{process}.json").read_text()) for process in range(count)]
         costs.append(f"{count}: {statistics.mean(results) * 1e6:.0f} us")
     return f"CPU time a record read, by the number of processes: {', '.join(costs)}"

@@ -1,4 +1,4 @@
-"""How we compare: ours and the peer in turn, in one process, as ratios with their spread."""
+"""Times our code and a peer in turn, and reports their ratios with the spread."""
 
 import json
 import statistics
@@ -13,13 +13,13 @@ from rich.table import Table
 
 @dataclass
 class Comparison:
-    """How many times as fast ours is as the peer, pair by pair.
+    """How many times as fast as the peer our code is, for each pair of runs.
 
     Args:
         name: What was measured.
-        target: The ratio that we promise, at least.
-        ours_s: Seconds of each run.
-        peer_s: Those of the peer's run that followed.
+        target: The lowest ratio that we promise.
+        ours_s: Seconds of each of our runs.
+        peer_s: Seconds of the run of the peer that followed it.
     """
 
     name: str
@@ -41,22 +41,22 @@ def in_turn(
     rounds: int,
     units: int = 1,
 ) -> Comparison:
-    """Runs both once to warm up, then `rounds` times each, taking turns.
+    """Runs each once to warm up, then `rounds` times in turn.
 
     Args:
         name: What is measured.
-        ours: A run, which returns when its result is there.
-        peer: The same work, done otherwise.
-        target: The ratio that we promise, at least.
-        rounds: How many pairs of runs are counted.
-        units: How many steps a run holds; times are for one.
+        ours: Does the work, and returns when the result is ready.
+        peer: Does the same work in the way we compare with.
+        target: The lowest ratio that we promise.
+        rounds: The number of pairs of runs that count.
+        units: The number of steps in a run; reported times are per step.
     """
     comparison = Comparison(name, target)
     ours()
     peer()
     for _ in range(rounds):
         for run, seconds in ((ours, comparison.ours_s), (peer, comparison.peer_s)):
-            time.sleep(0.2)  # for what the run before has left in the background
+            time.sleep(0.2)  # lets background work of the run before finish
             start = time.perf_counter()
             run()
             seconds.append((time.perf_counter() - start) / units)
@@ -69,13 +69,13 @@ def show(
     notes: Iterable[str] = (),
     save_as: Path | None = None,
 ) -> None:
-    """Prints a row for each comparison as it is made, then the table and the notes.
+    """Prints a line for each comparison when it is done, then the table and the notes.
 
     Args:
-        title: Of the table.
-        comparisons: One a row.
-        notes: One a line, below the table.
-        save_as: Where to keep it all: as text, JSON and a drawing, by their endings.
+        title: The title of the table.
+        comparisons: The rows of the table.
+        notes: Lines to print below the table.
+        save_as: A path without suffix, to which `.txt`, `.json` and `.png` files are written.
     """
     console = Console(width=130, record=True)
     table = Table(title=title, title_justify="left")
@@ -108,7 +108,7 @@ def show(
 
 
 def _draw(title: str, comparisons: list[Comparison], path: Path) -> None:
-    """Ratios with their spread, beside their targets."""
+    """Draws the ratios with their spread beside their targets."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 1.2 + 0.4 * len(comparisons)), layout="constrained")
@@ -127,13 +127,13 @@ def _draw(title: str, comparisons: list[Comparison], path: Path) -> None:
 
 
 def resident_bytes(field: str = "VmRSS") -> int:
-    """A size of this process, as Linux knows it."""
+    """Returns a size of this process from `/proc/self/status`."""
     lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[field].split()[0]) * 1024
 
 
 def duration(seconds: float) -> str:
-    """A time in the unit that suits it."""
+    """Formats a time in seconds, milliseconds or microseconds."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"

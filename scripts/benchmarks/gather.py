@@ -1,6 +1,6 @@
-"""Batches from records that are sharded over eight devices, against plain indexing under jit.
+"""Compares batches from records on eight CPU devices with plain indexing under jit.
 
-python scripts/benchmark_gather.py
+python scripts/benchmarks/gather.py
 """
 
 from collections.abc import Callable, Iterator
@@ -16,8 +16,8 @@ from benchmark_data import InMemory
 from benchmarking import Comparison, in_turn, show
 from jax.sharding import AxisType
 
-from datarax_tfds.eager_records import EagerRecords
-from datarax_tfds.selection import Chosen
+from datarax_tfds.order.sampler import ByNumber
+from datarax_tfds.records.eager import EagerRecords
 from sharding import batch_sharding, global_batch, make_mesh, storage_sharding, take_rows
 
 DEVICES = 8
@@ -29,7 +29,7 @@ class Options:
     """What to run."""
 
     rounds: int = 9
-    steps: int = 50  # batches a round
+    steps: int = 50  # batches per round
 
 
 def gathers(options: Options) -> Iterator[Comparison]:
@@ -45,7 +45,7 @@ def gathers(options: Options) -> Iterator[Comparison]:
             for size in (256, 1024):
                 order = np.random.default_rng(1).permutation(RECORDS).astype(np.int32)
                 batches = order[: RECORDS // size * size].reshape(-1, size)
-                ours = lambda numbers, records=records: records.take(Chosen(numbers, 0, 0))  # noqa: E731
+                ours = lambda numbers, records=records: records.batch(ByNumber(numbers, 0, 0))  # noqa: E731
                 assert np.array_equal(ours(batches[0])["image"], images[batches[0]])
 
                 def run(take: Callable[[np.ndarray], Any], batches: np.ndarray = batches) -> None:
@@ -63,14 +63,14 @@ def gathers(options: Options) -> Iterator[Comparison]:
 
 
 def explicit() -> str:
-    """Under Explicit axes the plain way raises, and ours gives the same batch."""
+    """Reports that plain indexing raises under Explicit axes, and that ours returns the batch."""
     batch = batch_sharding(make_mesh({"data": DEVICES}, axis_type=AxisType.Explicit))
     rows = np.arange(RECORDS, dtype=np.int32)
     placed = global_batch(lambda part: rows[part], RECORDS, storage_sharding(batch, "sharded"))
     numbers = jnp.arange(64) * 7
     try:
         jax.jit(lambda rows, numbers: rows[numbers])(placed, numbers)
-    except Exception as error:  # any of JAX's: it is only printed
+    except Exception as error:  # any error of JAX: only its name is printed
         plain = f"raises {type(error).__name__}"
     else:
         plain = "works"

@@ -1,4 +1,4 @@
-"""The datasets that the benchmarks read: written once, below a data directory."""
+"""Writes the datasets that the benchmarks read, once, into a data directory."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +9,9 @@ import numpy as np
 
 
 class InMemory:
-    """Columns `[N, ...]` of 32-bit or narrower types, in place of the reader of a split on disk."""
+    """Stands in for the reader of a split: columns `[N, ...]` in memory, at most 32 bits wide."""
 
-    stochastic = False
+    stochastic = maps = False
     subject = "records in memory"
 
     def __init__(self, **columns: np.ndarray):
@@ -20,7 +20,13 @@ class InMemory:
             name: jax.ShapeDtypeStruct(column.shape[1:], column.dtype)
             for name, column in columns.items()
         }
+        self.host_spec = {}
         self.length = len(next(iter(columns.values())))
+        self.files = self
+
+    def slowest(self) -> str:
+        """Returns what a wait names in place of a file."""
+        return self.subject
 
     def read(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
         return {name: column[numbers] for name, column in self._columns.items()}
@@ -92,7 +98,7 @@ def _written(
 
 
 def _digits(count: int, shape: tuple[int, int, int]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Handwritten digits, enlarged and with a little noise, so that they compress as photos do."""
+    """Yields enlarged handwritten digits, with noise so that they compress like photographs."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -105,7 +111,7 @@ def _digits(count: int, shape: tuple[int, int, int]) -> Iterator[tuple[int, dict
 
 
 def _cuttings(count: int, shape: tuple[int, int, int]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Pieces of the photographs that scikit-learn ships, labelled by the photograph."""
+    """Yields pieces of the photographs that scikit-learn ships, labelled by the photograph."""
     from sklearn.datasets import load_sample_images
 
     photographs = load_sample_images().images

@@ -1,8 +1,8 @@
-"""The three speeds of a pipeline, on one device: a small network trained on images of 28x28.
+"""Trains a small network on 28x28 images in each of the ways to drive a pipeline, on one device.
 
-    python scripts/benchmark_pipeline.py --data-dir data --out runs/benchmark
+    python scripts/benchmarks/pipeline.py --data-dir data --out runs/benchmark
 
-Writes its table to `pipeline.txt`, `pipeline.json` and `pipeline.png` in that directory.
+The table is also written to `pipeline.txt`, `pipeline.json` and `pipeline.png` in `--out`.
 """
 
 import itertools
@@ -40,7 +40,7 @@ class Options:
 
 
 class Network(nnx.Module):
-    """784 pixels, 64 hidden units, 10 classes."""
+    """A network of 784 pixels, 64 hidden units and 10 classes."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.hidden = nnx.Linear(784, 64, rngs=rngs)
@@ -96,7 +96,7 @@ def looping(batches: Callable[[], Iterator[Any]], length: int) -> Callable[[], N
 
 
 def by_hand(pipeline: Pipeline, length: int) -> Callable[[], None]:
-    """The same epoch as a user would write it, with a permutation made beforehand."""
+    """Runs the same epoch as a user would write it, over a given permutation."""
     data = pipeline.source.collect_to_array()
     order = np.random.default_rng(0).permutation(len(pipeline.source))
     order = jnp.asarray(order[: length * BATCH].reshape(length, BATCH), jnp.int32)
@@ -125,7 +125,7 @@ def endless(pipeline: Pipeline) -> Iterator[Any]:
 
 
 def training(name: str, options: Options) -> Iterator[Comparison]:
-    """An epoch of `scan` against the same work done otherwise."""
+    """Compares an epoch of `scan` with other ways to do the same work."""
     pipeline = pipeline_of(name, options)
     steps = len(pipeline.source) // BATCH
     yield in_turn(
@@ -172,7 +172,7 @@ def training(name: str, options: Options) -> Iterator[Comparison]:
 
 
 def compiling(name: str, options: Options) -> Iterator[Comparison]:
-    """The first scan of 7 steps, with all that it compiles."""
+    """Times a first scan of 7 steps, including its compilation."""
 
     def first(split: str) -> Callable[[], None]:
         source = pipeline_of(name, options, split=split).source

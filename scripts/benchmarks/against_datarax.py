@@ -1,9 +1,9 @@
-"""Our sources against those of the released datarax, on 4,000 PNG images of 28x28.
+"""Compares our sources with those of the released datarax, on 4,000 PNG images of 28x28.
 
-    scripts/beside_datarax scripts/benchmark_datarax.py --data-dir data --out runs/benchmark
+    scripts/beside_datarax scripts/benchmarks/against_datarax.py --data-dir data
 
-Runs in the environment that `scripts/beside_datarax` makes, since datarax is no dependency. It
-reads 4,000 records only, since datarax takes minutes for more.
+`scripts/beside_datarax` makes the environment, because datarax is not a dependency of ours. Only
+4,000 records are read, because datarax takes minutes for more.
 """
 
 import importlib
@@ -41,7 +41,7 @@ class Options:
     data_dir: Path = Path("data")
     out: Path = Path("runs/benchmark")
     rounds: int = 3
-    package: str = ""  # used by the script itself, for processes of its own
+    package: str = ""  # internal: the package that a subprocess measures
 
 
 def eager(package: ModuleType, name: str, options: Options) -> Any:
@@ -64,7 +64,7 @@ def batches_of(source: Any, steps: int) -> None:
 
 
 def seconds(run: Callable[[], object], units: int = 1) -> list[float]:
-    """Of each run, after one to warm up."""
+    """Returns the seconds of each run after a first run that is not counted."""
     times = []
     for _ in range(1 + RUNS):
         start = time.perf_counter()
@@ -74,7 +74,7 @@ def seconds(run: Callable[[], object], units: int = 1) -> list[float]:
 
 
 def measured(package: ModuleType, name: str, options: Options) -> list[list[float]]:
-    """The seconds of one package, in the order of the targets."""
+    """Returns the seconds of each run of one package, a list for each target."""
     steps = RECORDS // BATCH
     source, stream = eager(package, name, options), streaming(package, name, options)
 
@@ -90,7 +90,7 @@ def measured(package: ModuleType, name: str, options: Options) -> list[list[floa
 
 
 def compared(options: Options) -> Iterator[Comparison]:
-    """Both in turn, in processes of their own: what one leaves behind would slow the other."""
+    """Runs both packages in turn, in subprocesses: leftovers of one would slow the other."""
     rows = [Comparison(name, target) for name, target in TARGETS.items()]
     for _ in range(options.rounds):
         for package in ("datarax_tfds", "datarax.sources"):
