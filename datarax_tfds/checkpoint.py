@@ -9,7 +9,6 @@ manager.restore(step, args=ocp.args.Composite(
 """
 
 import asyncio
-import os
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any, Protocol
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint import future
 
 from datarax_tfds.state import state_file
 from datarax_tfds.state.valid_steps import latest_valid_step
@@ -52,27 +50,32 @@ class PathAwaitingCreation(Protocol):
 class DataHandler(ocp.AsyncCheckpointHandler):
     """Writes one small file into each directory of a checkpoint.
 
-    Process 0 writes it during the save. Orbax then calls `finalize` in the primary process of every
-    directory. That writes the file if it is missing, because the primary process is not process 0,
-    or because every process has its own directory (`MultiprocessingOptions(primary_host=None)`).
+    Orbax calls `finalize` in the primary process of every directory, when the directory exists and
+    all other items are written. The file is written there, and not in a future that `async_save`
+    returns: Orbax starts those when any process has created its directory. With a directory for
+    each process (`MultiprocessingOptions(primary_host=None)`), this may be another process.
 
     Orbax stores the name of this class in every checkpoint, so the class must not move.
     """
 
     def __init__(self):
-        self._state: dict[str, Any] | None = None
+        self._states: dict[Path, dict[str, Any]] = {}  # one per item of the current save
 
     async def async_save(self, directory: Path, args: "DataSave") -> list[Any]:
-        self._state = args.state
-        return [future.CommitFutureAwaitingContractedSignals(_write(directory, args.state))]
+        self.save(directory, args)
+        return []
 
     def save(self, directory: Path, args: "DataSave") -> None:
-        self._state = args.state
-        asyncio.run(_write(directory, args.state))
+        # The items of one save have the same parent directory. Only a primary process removes
+        # its entries, in `finalize`, so those of earlier saves are removed here.
+        here = Path(directory)
+        self._states = {d: s for d, s in self._states.items() if d.parent == here.parent}
+        self._states[here] = args.state
 
     def finalize(self, directory: epath.Path) -> None:
-        if self._state is not None and not directory.joinpath(state_file.NAME).exists():
-            state_file.write(directory, self._state)
+        state = self._states.pop(Path(directory), None)
+        if state is not None:
+            state_file.write(directory, state)
 
     def restore(self, directory: Path, args: "DataRestore | None" = None) -> dict[str, Any]:
         state = state_file.read(directory)
@@ -163,8 +166,3 @@ def _agreed(pipeline: Stateful) -> dict[str, Any]:
     processes = range(jax.process_count()) if sharding is None else processes_of(sharding)
     agree("save", state, processes)
     return state
-
-
-async def _write(directory: os.PathLike[str], state: dict[str, Any]) -> None:
-    if jax.process_index() == 0:
-        state_file.write(directory, state)

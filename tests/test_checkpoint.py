@@ -14,7 +14,7 @@ from datarax_tfds import (
     TFDSEagerSource,
     prefetch_to_device,
 )
-from datarax_tfds.checkpoint import DataCheckpointable, DataRestore, DataSave
+from datarax_tfds.checkpoint import DataCheckpointable, DataHandler, DataRestore, DataSave
 
 SIZE = 24
 MODEL = {"w": jnp.arange(3.0)}
@@ -144,6 +144,22 @@ def test_an_item_that_is_not_there_is_named(manager, pipeline):
     manager.wait_until_finished()
     with pytest.raises(KeyError, match=r"data(.|\n)*model"):
         manager.restore(1, args=composite(data=DataRestore(pipeline)))
+
+
+def test_two_pipelines_of_one_handler_are_saved_apart(tmp_path, pipeline, loaded):
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    handler = DataHandler()
+    registry.add(None, DataSave, handler)
+    registry.add(None, DataRestore, handler)
+    further = Pipeline(source=nnx.clone(loaded), batch_size=SIZE)
+    with ocp.CheckpointManager(tmp_path / "checkpoints", handler_registry=registry) as manager:
+        for step in (1, 2):
+            further.step()
+            saved = composite(train=DataSave(pipeline), evaluation=DataSave(further))
+            manager.save(step, args=saved)
+        asked = composite(train=DataRestore(), evaluation=DataRestore())
+        found = manager.restore(2, args=asked)
+    assert found.train == pipeline.get_state() != found.evaluation == further.get_state()
 
 
 def test_without_a_manager(tmp_path, pipeline, loaded):
