@@ -5,7 +5,10 @@ than about a second, or waits for long: most of these start processes, each of w
 TensorFlow (5 s of a core), or compile large programs.
 """
 
+from pathlib import PurePath
+
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 # They start several processes at a time: two such tests at once would be slower than in turn.
 OF_PROCESSES = {
@@ -59,24 +62,36 @@ def mark(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Marks what the tables name, and puts what takes longest first, for pytest-xdist."""
     slow_groups, unused = set(), set(SLOW)
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
         named = {key for key in SLOW if f"{_test(item)}::".startswith(f"{key}::")}
         unused -= named
         if named:
             item.add_marker(pytest.mark.slow)
-            slow_groups.add(_group(item))
+            slow_groups.add(group(item.nodeid))
         if any(SLOW[key] for key in named):
             item.add_marker(pytest.mark.versions)
     files = {item.path.name for item in items}
     gone = sorted(key for key in unused if key.partition("::")[0] in files)
     if gone and not any("::" in argument for argument in config.args):
         raise pytest.UsageError(f"tests/costs.py names tests that are gone: {', '.join(gone)}")
-    items.sort(key=lambda item: (_group(item) != "processes", _group(item) not in slow_groups))
+    groups = {item: group(item.nodeid) for item in items}
+    items.sort(key=lambda item: (groups[item] != "processes", groups[item] not in slow_groups))
 
 
-def _group(item: pytest.Item) -> str:
-    """The tests of a file share sources, so that they stay on one worker."""
-    return "processes" if item.path.stem in OF_PROCESSES else item.path.stem
+def group(node_id: str) -> str:
+    """The tests that run on one worker: those of a file share sources."""
+    file = PurePath(node_id.partition("::")[0]).stem
+    return "processes" if file in OF_PROCESSES else file
+
+
+class ByGroup(LoadScopeScheduling):
+    """Keeps a group on one worker. `--dist loadgroup` alone does so only before pytest 9.2, and
+    says nothing: https://github.com/pytest-dev/pytest-xdist/issues/1386.
+    """
+
+    assert hasattr(LoadScopeScheduling, "_split_scope"), "nothing would call the method below"
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group(nodeid)
 
 
 def _test(item: pytest.Item) -> str:
