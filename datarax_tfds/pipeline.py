@@ -278,7 +278,7 @@ class Pipeline(nnx.Module):
 
             def keep() -> None:
                 nnx.update(nodes, done[0][0][0])
-                self.advance_to(end, batches=length)
+                self.source.advance_to(end, self._records_of(length))
 
             try:
                 # `extend` is one call into C, so an interrupt comes before or after it. The arrays
@@ -301,10 +301,6 @@ class Pipeline(nnx.Module):
     def advance(self, read: Callable[[Cursor], Taken]) -> Any:
         """Returns what `read` makes, and moves the cursor past it. An error undoes the move."""
         return self.source.advance(read)
-
-    def advance_to(self, cursor: Cursor, batches: int = 1) -> None:
-        """Moves the cursor forward, past `batches` batches that were handed out."""
-        self.source.advance_to(cursor, self._records_of(batches))
 
     def upcoming(self) -> Iterator[tuple[Cursor, Taken]]:
         """Yields the rest of the epoch, each batch with its cursor, without moving the source."""

@@ -399,37 +399,23 @@ class Source(nnx.Module, Generic[Config, Opened]):
             cursor: The next position to hand out.
             records: How many of the records in between were handed out; None for all of them.
         """
-        self.require_movable()
-        with self.turn:
-            place = joined(self.epoch, self.index)
-            before, mark = place.pair, self._counts.mark
-            try:
-                if records is not None:
-                    self._counts.count_skipped(self.cursor, cursor, records)
-                place.pair = self._pair(cursor)
-                job.progress.steps += 1
-            except BaseException:
-                self._counts.restore(mark)
-                place.pair = before
-                raise
+        self.advance(lambda _: Taken(None, cursor, records))
 
     def seek(self, cursor: Cursor, sampler: Sampler | None = None) -> None:
         """Moves the cursor anywhere, and may change the order. An error undoes both."""
         self.require_movable()
         with self.turn:
-            place = joined(self.epoch, self.index)
-            before, order, mark = place.pair, self.sampler, self._counts.mark
-            try:
-                if sampler is not None:
-                    self.sampler = sampler
+            order = self.sampler
+
+            def keep() -> None:
+                self.sampler = sampler or order
                 self._counts.count_seek(self.cursor, cursor)
-                place.pair = self._pair(cursor)
-                self._settle()
-            except BaseException:
-                place.pair = before
+
+            def undo() -> None:
                 self.sampler = order
-                self._counts.restore(mark)
-                raise
+
+            self.advance(lambda _: Taken(None, cursor, keep=keep, undo=undo))
+            self._settle()
 
     def require_movable(self) -> None:
         """Raises if JAX traces the calling function and would lose a move of the cursor.
@@ -533,8 +519,9 @@ class Source(nnx.Module, Generic[Config, Opened]):
 
     def reset_operation_stats(self) -> None:
         """Counts from zero again."""
-        self._counts.reset(self.cursor)
-        self._settle()
+        with self.turn:
+            self._counts.reset(self.cursor)
+            self._settle()
 
     def compute_statistics(self, data: Any) -> dict[str, Any] | None:
         """Applies `config.batch_stats_fn` to a batch, and keeps the result. None without it."""
