@@ -11,7 +11,8 @@ import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import datarax_tfds._sharding_is_ours  # noqa: F401  # it raises if `sharding` is another package
+import datarax_tfds._sharding_is_ours  # it raises if `sharding` is another package
+import datarax_tfds.runtime.forks  # noqa: F401  # notes a fork, also before a name is used
 
 if TYPE_CHECKING:
     from datarax_tfds.public_names import *  # noqa: F403  # what `__getattr__` finds

@@ -14,7 +14,7 @@ from conftest import wait_for
 from refusals import refused
 
 from datarax_tfds import TFDSStreamingConfig, TFDSStreamingSource
-from datarax_tfds.runtime.threads import ThreadPool, decoding_threads, native_call, running
+from datarax_tfds.runtime.threads import ThreadPool, native_call, running
 
 
 class Gate:
@@ -92,11 +92,27 @@ def test_a_stream_may_be_collected_while_any_executor_submits_work(data_dir):
     """`ThreadPoolExecutor.submit` holds a lock of the whole module, and may run the collector. A
     finalizer that waited for the threads of its stream, which waited for that lock, would hang.
     """
-    config = TFDSStreamingConfig(name="tiny", split="train", data_dir=str(data_dir))
-    source, gate = TFDSStreamingSource(config), Gate()
-    source.get_batch(8)
-    for _ in range(2 * decoding_threads()):
-        source.records._pool.submit(gate)
+    import tensorflow as tf
+
+    gate = Gate()
+
+    def number_of(number):  # of what the threads read ahead of the second batch
+        return number if number < 16 or gate() else None
+
+    def waiting(record):
+        number = tf.numpy_function(number_of, [record["id"]], tf.int64)
+        return {"id": tf.ensure_shape(number, [])}
+
+    config = TFDSStreamingConfig(
+        name="tiny",
+        split="train",
+        data_dir=str(data_dir),
+        map_fn=waiting,
+        allow_stateful_map_fn=True,
+    )
+    source = TFDSStreamingSource(config)
+    for _ in range(2):
+        source.get_batch(8)
     assert gate.begun.wait(GUARD_S)
     held, records = [source], weakref.ref(source.records)
     del source

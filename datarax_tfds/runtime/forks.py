@@ -9,10 +9,6 @@ import sys
 import threading
 from pathlib import Path
 
-import jax
-
-from sharding.checks import refused
-
 _TASKS = Path("/proc/self/task")
 
 _used_by_parent: list[str] = []
@@ -21,6 +17,8 @@ _used_by_parent: list[str] = []
 def refuse_in_forked_child(subject: str) -> None:
     """Raises a `RuntimeError` in a child that was forked after JAX or TensorFlow was used."""
     if _used_by_parent:
+        from sharding.checks import refused  # here, because the package sharding imports JAX
+
         raise refused(
             RuntimeError,
             subject,
@@ -38,9 +36,10 @@ def _in_use() -> list[str]:
     Takes no lock, because another thread of the parent may have held it during the fork.
     """
     bridge = sys.modules.get("jax._src.xla_bridge")
+    joined = getattr(sys.modules.get("jax.distributed"), "is_initialized", bool)()
     context = getattr(sys.modules.get("tensorflow.python.eager.context"), "_context", None)
     used = {
-        "JAX": bool(getattr(bridge, "_backends", None)) or jax.distributed.is_initialized(),
+        "JAX": bool(getattr(bridge, "_backends", None)) or joined,
         "TensorFlow": bool(getattr(context, "_initialized", False)),
     }
     return [library for library, started in used.items() if started]

@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
 from datarax_tfds.runtime.copying import not_copied
+from datarax_tfds.runtime.forks import refuse_in_forked_child
 from sharding.checks import refused
 from sharding.hosts.waits import result_of
 
@@ -55,7 +56,6 @@ class ThreadPool:
     def __init__(self, threads: int, name: str):
         self._queue = _Queue()
         self._names = iter([f"{name}_{number}" for number in range(threads)])
-        self._process = os.getpid()
         weakref.finalize(self, self._queue.end).atexit = False
 
     def submit(self, work: Callable[..., Any], *args: Any) -> Future[Any]:
@@ -64,15 +64,7 @@ class ThreadPool:
         Raises:
             RuntimeError: The pool has ended, or this is a forked child, which lacks the threads.
         """
-        if os.getpid() != self._process:
-            raise refused(
-                RuntimeError,
-                "a pool of threads",
-                "it cannot be used in a forked child, which lacks the threads of its parent.",
-                process=f"{os.getpid()}, forked from {self._process}",
-                fix="start processes with multiprocessing.get_context('spawn'), and build the"
-                " source there",
-            )
+        refuse_in_forked_child("a pool of threads")
         future: Future[Any] = Future()
         if not self._queue.ended:
             for name in itertools.islice(self._names, 1):

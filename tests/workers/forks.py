@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 import datarax_tfds as dt
+from datarax_tfds.runtime.threads import ThreadPool
 
 HOW, DATA_DIR = sys.argv[1:]
 FIELDS = {"name": "tiny", "split": "train", "data_dir": DATA_DIR, "shuffle": True, "seed": 5}
@@ -73,7 +74,16 @@ def sixteen():
 
 def jax_only():
     jax.devices()
-    return {"new": in_child(stream), "from_tfds": in_child(lambda: dt.from_tfds("tiny", "train"))}
+
+    def with_threads():  # so that no count of threads tells that the child was forked
+        tf.constant(1)
+        return stream()
+
+    return {
+        "new": in_child(stream),
+        "new, with native threads": in_child(with_threads),
+        "from_tfds": in_child(lambda: dt.from_tfds("tiny", "train")),
+    }
 
 
 def tensorflow_only():
@@ -81,7 +91,13 @@ def tensorflow_only():
     return {"new": in_child(stream), "eager": in_child(eager)}
 
 
+def read_until(source, over):
+    while not over.is_set():
+        source.get_batch(8)
+
+
 def used():
+    pool = ThreadPool(1, "mine")
     source, devices, blocks = stream(prefetch_buffer=4), eager(), stream(access="sequential")
     pipeline = dt.Pipeline(source=source, batch_size=8)
     prefetched = dt.prefetch_to_device(dt.Pipeline(source=eager(), batch_size=8), size=4)
@@ -111,14 +127,10 @@ def used():
         "new stream": stream,
         "new eager": eager,
         "from_tfds": lambda: dt.from_tfds("tiny", "train", data_dir=DATA_DIR),
-        "a submit": lambda: source.records._pool.submit(print),
+        "a submit": lambda: pool.submit(print),
     }
     found = {name: in_child(action) for name, action in actions.items()}
     found["harmless"] = in_child(lambda: [repr(source)[:19], len(source), source.cursor.index])
-    # A lock of the files that another thread holds at the moment of the fork.
-    locks = [source.records._reader.files._lock, blocks.records._reader._bytes._lock]
-    for lock in locks:
-        lock.acquire()
     held, done = threading.Event(), threading.Event()
 
     def hold():  # as a thread does that takes a batch
@@ -132,10 +144,16 @@ def used():
     found["another thread's turn"] = in_child(lambda: source.get_batch(8))
     done.set()
     holder.join()
-    found["locked"] = in_child(lambda: source.get_batch(8))
-    found["locked blocks"] = in_child(lambda: blocks.get_batch(8))
-    for lock in locks:
-        lock.release()
+    for name, busy in {"reads": source, "reads blocks": blocks}.items():
+        over = threading.Event()
+        reader = threading.Thread(target=read_until, args=(busy, over))
+        reader.start()
+        for number in range(5):  # another thread may hold any lock at the moment of the fork
+            found[f"another thread {name}, {number}"] = in_child(
+                lambda busy=busy: busy.get_batch(8)
+            )
+        over.set()
+        reader.join()
     assert first == devices.record_indices_at(0, 4).tolist()
     after = [ids(pipeline.step()), ids(next(prefetched)), ids(next(records))]
     after += [ids(devices.get_batch(8)), ids(blocks.get_batch(8))]
