@@ -34,8 +34,6 @@ PREEMPTED = (
     "test_preemption.py::"
     "test_a_signal_to_one_process_stops_all_at_one_step_or_says_that_nobody_asks"
 )
-FORKED = "it cannot be used in a forked child, which lacks the threads of its parent."
-
 # Problem, fix, and why no row can follow it; a test that is named does, or shows who is told.
 NOT_FOLLOWED = [
     (
@@ -62,17 +60,12 @@ NOT_FOLLOWED = [
         "test_an_episode_longer_than_those_looked_at_is_refused_where_it_is_read follows it",
     ),
     (
-        FORKED,
+        "it cannot be used in a forked child, which lacks the threads of its parent.",
         "start processes with multiprocessing.get_context('spawn') and build the source there, or"
         " fork before JAX and TensorFlow are first used",
         "test_forks.py::test_a_spawned_child_reads_as_its_parent_does and"
         " test_forks.py::test_a_child_forked_before_either_is_used_reads_as_its_parent_does"
         " follow it",
-    ),
-    (
-        FORKED,
-        "start processes with multiprocessing.get_context('spawn'), and build the source there",
-        "test_forks.py::test_a_spawned_child_reads_as_its_parent_does follows it",
     ),
     (
         "a forked child cannot ask the coordinator of the job.",

@@ -467,34 +467,17 @@ NAMES = [
         lambda u: twice(u, data_dir=u.data_dir),
     ),
     Row(
-        "the dataset is prepared, but with no version '2.0.0'; there are: 1.0.0.",
+        "the dataset is prepared, but not as 'tiny:2.0.0'; there are: tiny:1.0.0.",
         "use name='tiny:1.0.0'",
         lambda u: opened(u, "tiny:2.0.0"),
         lambda u: opened(u, "tiny:1.0.0"),
     ),
     Row(
-        "1.0.0 is a version, not a config.",
-        "use name='tiny:1.0.0'",
-        lambda u: opened(u, "tiny/1.0.0"),
-        lambda u: opened(u, "tiny:1.0.0"),
-    ),
-    Row(
-        "the dataset has no config 'other'.",
-        "use name='tiny'",
-        lambda u: opened(u, "tiny/other"),
-        lambda u: opened(u, "tiny"),
-    ),
-    Row(
-        "the dataset is prepared, but with no config 'smal'; there are: large, small.",
+        "the dataset is prepared, but not as 'sized'; there are: sized/large:1.0.0,"
+        " sized/small:1.0.0.",
         "use name='sized/small'",
-        lambda u: sized(u, "sized/smal"),
-        lambda u: sized(u, "sized/small"),
-    ),
-    Row(
-        "the dataset is prepared, but with no default config; there are: large, small.",
-        "use name='sized/large'",
         lambda u: sized(u, "sized"),
-        lambda u: sized(u, "sized/large"),
+        lambda u: sized(u, "sized/small"),
     ),
     Row(
         "data_dir is itself the dataset 'tiny'.",

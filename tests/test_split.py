@@ -134,31 +134,6 @@ def test_a_dataset_is_found_by_name_and_version(data_dir, name):
 
 
 @pytest.mark.parametrize(
-    ("split", "message"),
-    [
-        ("valid", "no such split(.|\n)*'train': 97, 'test': 13(.|\n)*fix:"),
-        ("train[", "no such split(.|\n)*fix:"),
-        ("train[:200]", "no such split(.|\n)*97 examples(.|\n)*fix:"),
-        ("train[:0]", "has no records(.|\n)*fix:"),
-        ("train[50:40]", "has no records(.|\n)*fix:"),
-        ("train[:50]+train[40:]", "overlap(.|\n)*fix:"),
-    ],
-)
-def test_a_split_that_cannot_be_is_refused(data_dir, split, message):
-    with pytest.raises(ValueError, match=message):
-        opened(data_dir, split)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["../tiny", "tiny/..", "tiny/../tiny", "a:b:c", "hub:x/y", "tiny/data_dir=elsewhere", "/tmp"],
-)
-def test_what_is_no_name_of_a_dataset_is_refused(data_dir, name):
-    with pytest.raises(ValueError, match=r"not the name of a dataset(.|\n)*fix:"):
-        opened(data_dir, name=name)
-
-
-@pytest.mark.parametrize(
     ("name", "fields", "reason"),
     [
         ("mnist", {"local_files_only": True}, "local_files_only is set"),

@@ -23,12 +23,7 @@ _NAME = re.compile(
 
 
 class Suggestion(NamedTuple):
-    """Why a dataset is not found.
-
-    Args:
-        problem: What does not exist.
-        fix: What to use instead.
-    """
+    """What is wrong with the name or the directory of a dataset, and what to use instead."""
 
     problem: str
     fix: str
@@ -81,6 +76,10 @@ class DatasetName:
     def matches(self, version: str) -> bool:
         wanted = (self.version or "*.*.*").split(".")
         return all(w in ("*", v) for w, v in zip(wanted, version.split("."), strict=True))
+
+    def fits(self, prepared: Self) -> bool:
+        """Whether a prepared version has this config and matches this version."""
+        return self.config == prepared.config and self.matches(prepared.version or "")
 
 
 def find(name: str, data_dir: str | None) -> Found | None:
@@ -174,30 +173,31 @@ def described(version: Path) -> DatasetName | None:
 
 def prepared_names(roots: Iterable[Path]) -> list[str]:
     """The names of all datasets that are prepared in these directories."""
-    found = {
-        folder.name
-        for root in roots
-        for folder in _subdirectories(root)
-        if _versions(folder) or _configs(folder)
-    }
+    found = {each.name for root in roots for each in _subdirectories(root) if _prepared_in(each)}
     return sorted(found)
 
 
 def suggestion(wanted: DatasetName, roots: Iterable[Path]) -> Suggestion | None:
-    """Says which part of the name of a prepared dataset is wrong; None if it is not prepared."""
+    """Says what is wrong with the name of a prepared dataset; None if it is not prepared."""
     for root in roots:
-        itself = [folder for folder in (root, root.parent) if folder.name == wanted.name]
-        for folder in [root / wanted.name, *itself]:
-            if (found := _suggestion_in(folder, wanted)) is not None:
-                return found
+        for folder in (root / wanted.name, root, root.parent):
+            found = _prepared_in(folder) if folder.name == wanted.name else []
+            if found and not any(map(wanted.fits, found)):
+                names = dict.fromkeys(str(replace(each, version=None)) for each in found)
+                versions = list(map(str, found))
+                near = nearest(str(wanted), [*names, *versions]) or next(iter(names))
+                there = ", ".join(versions[:20])
+                problem = (
+                    f"the dataset is prepared, but not as {str(wanted)!r}; there are: {there}."
+                )
+                return Suggestion(problem, fix=f"use name={near!r}")
         if (held := held_by(root)) is not None:
             problem = f"data_dir is itself the dataset {str(held)!r}."
             return Suggestion(problem, fix=f"use name={str(held)!r}")
         if not root.is_dir() and (versions := _versions(root.parent)):
             there = str(root.parent / versions[-1])
-            return Suggestion(
-                f"there is no directory {str(root)!r}.", fix=f"use data_dir={there!r}"
-            )
+            problem = f"there is no directory {str(root)!r}."
+            return Suggestion(problem, fix=f"use data_dir={there!r}")
     return None
 
 
@@ -206,34 +206,14 @@ def held_by(root: Path) -> DatasetName | None:
     return described(root) or (DatasetName(root.name) if _versions(root) else None)
 
 
-def _suggestion_in(folder: Path, wanted: DatasetName) -> Suggestion | None:
-    versions, configs = _versions(folder), _configs(folder)
-    holding = [each for each in configs if wanted.config in _versions(folder / each)]
-    if wanted.config in versions or holding:
-        there = DatasetName(wanted.name, next(iter(holding), None), wanted.config)
-        problem = f"{wanted.config} is a version, not a config."
-        return Suggestion(problem, fix=f"use name={str(there)!r}")
-    if wanted.config is not None and wanted.config not in configs and configs:
-        there = DatasetName(wanted.name, nearest(wanted.config, configs) or configs[0])
-        return _absent("config", wanted.config, configs, there)
-    if wanted.config is not None and versions:
-        there = replace(wanted, config=None)
-        problem = f"the dataset has no config {wanted.config!r}."
-        return Suggestion(problem, fix=f"use name={str(there)!r}")
-    if wanted.config is None and configs:
-        there = DatasetName(wanted.name, configs[0])
-        return _absent("default config", None, configs, there)
-    versions = _versions(folder / wanted.config) if wanted.config else versions
-    if wanted.version is not None and versions:
-        there = replace(wanted, version=versions[-1])
-        return _absent("version", wanted.version, versions, there)
-    return None
-
-
-def _absent(part: str, name: str | None, there: list[str], of: DatasetName) -> Suggestion:
-    asked = f"no {part}" if name is None else f"no {part} {name!r}"
-    problem = f"the dataset is prepared, but with {asked}; there are: {', '.join(there[:20])}."
-    return Suggestion(problem, fix=f"use name={str(of)!r}")
+def _prepared_in(folder: Path) -> list[DatasetName]:
+    """All versions of the dataset in its directory, by config, and then from the oldest one on."""
+    configs = [("", None), *sorted((each.name, each.name) for each in _subdirectories(folder))]
+    return [
+        DatasetName(folder.name, config, version)
+        for place, config in configs
+        for version in _versions(folder / place)
+    ]
 
 
 def _below(root: Path, wanted: DatasetName) -> Path | None:
@@ -282,10 +262,6 @@ def _default_config(folder: Path, name: str) -> str | None:
 def _metadata_config(folder: Path) -> str | None:
     name = _json(folder / ".config" / "metadata.json").get("default_config_name")
     return name if isinstance(name, str) and re.fullmatch(_CONFIG, name) else None
-
-
-def _configs(folder: Path) -> list[str]:
-    return sorted(path.name for path in _subdirectories(folder) if _versions(path))
 
 
 def _versions(folder: Path) -> list[str]:
