@@ -47,7 +47,7 @@ def main() -> int:
 
 def start(count: int, command: list[str], logs: Path) -> list[subprocess.Popen]:
     """Starts the command `count` times, each with its own process group and log."""
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     processes = []
     for number in range(count):
         environment = os.environ | {
@@ -146,7 +146,7 @@ def _show(log: Path, start: int) -> int:
     return start + len(news)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

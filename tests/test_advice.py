@@ -135,10 +135,12 @@ NOT_FOLLOWED = [
         f"it takes several processes: {SERVED} follows it",
     ),
     (
-        "a launcher started several processes, and JAX could not join them.",
-        "call initialize() before any other JAX call; for a launcher that JAX does not know, set"
-        " JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID",
-        f"it takes several processes: {SERVED} follows it, with these variables",
+        "JAX could not join the other processes.",
+        "correct that error; call initialize() before any other JAX call, and let every process"
+        " reach host and port of process 0; if this process is alone on purpose, set"
+        " JAX_NUM_PROCESSES=1 or call initialize(num_processes=1)",
+        "it takes several processes: test_launchers.py::"
+        "test_the_processes_of_a_launcher_find_each_other follows it",
     ),
     (
         "there are several processes, and no sharding says which rows are whose.",

@@ -22,6 +22,7 @@ from datarax_tfds import (
     make_mesh,
 )
 from datarax_tfds.records.memory import choose_layout, free_host_bytes
+from sharding.hosts.job import job
 from sharding.hosts.waits import result_of
 
 DATA = PartitionSpec("data")
@@ -183,17 +184,18 @@ LAYOUTS = [
 ]
 
 
-def launched(u, count):
-    """A source where the variable of a launcher says how many processes there are."""
-    before = os.environ.pop("WORLD_SIZE", None)
+def launched(call, variables=None, **arguments):
+    """Calls `initialize`, and then `call`, where variables say that there are several processes."""
+    job.is_complete, before = False, dict(os.environ)
+    os.environ.update({"WORLD_SIZE": "2"} | (variables or {}))
     try:
-        if count is not None:
-            os.environ["WORLD_SIZE"] = count
-        return u.eager()
+        if arguments or variables:
+            initialize(**arguments)
+        return call()
     finally:
-        os.environ.pop("WORLD_SIZE", None)
-        if before is not None:
-            os.environ["WORLD_SIZE"] = before
+        os.environ.clear()
+        os.environ.update(before)
+        job.is_complete = False
 
 
 def built_in_a_thread():
@@ -245,11 +247,21 @@ def awaited(limit_s, reading):
 
 PROCESSES = [
     Row(
-        "a launcher started 2 processes, and JAX sees 1.",
-        "call datarax_tfds.initialize() before any other JAX call, or unset the variable if this"
-        " process is alone on purpose",
-        lambda u: launched(u, "2"),
-        lambda u: launched(u, None),
+        "there is a sign of several processes, and JAX sees 1.",
+        "call datarax_tfds.initialize() before any other JAX call; if this process is alone on"
+        " purpose, set JAX_NUM_PROCESSES=1 or call initialize(num_processes=1)",
+        lambda u: launched(u.eager),
+        lambda u: launched(u.eager, {"JAX_NUM_PROCESSES": "1"}),
+        lambda u: launched(u.eager, num_processes=1),
+    ),
+    Row(
+        "there is a sign of several processes, and it does not say how to join them.",
+        "set JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID for each process, or pass"
+        " coordinator_address, process_id to initialize(); if this process is alone on purpose,"
+        " set JAX_NUM_PROCESSES=1 or call initialize(num_processes=1)",
+        lambda u: launched(initialize),
+        lambda u: launched(initialize, {"JAX_NUM_PROCESSES": "1"}),
+        lambda u: launched(u.eager, num_processes=1),
     ),
     Row(
         "it must be built in the main thread, because Python sets signal handlers only there.",

@@ -1,7 +1,6 @@
 """Real processes over loopback: the same batches, whatever the number of hosts."""
 
 import json
-import os
 import re
 import shutil
 import sys
@@ -63,49 +62,6 @@ def test_every_device_holds_the_rows_it_should_on_any_number_of_processes(
                 for name, start, stop, checksum in slices:
                     rows = expected[step][name][start:stop]
                     assert zlib.crc32(rows.tobytes()) == checksum, (case, step, name)
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "refused"),
-    [
-        ("SLURM_STEP_NUM_TASKS", "4", True),
-        ("OMPI_COMM_WORLD_SIZE", "2", True),
-        ("WORLD_SIZE", "8", True),
-        ("TPU_WORKER_HOSTNAMES", "a,b", True),
-        ("JAX_NUM_PROCESSES", "2", True),
-        ("SLURM_STEP_NUM_TASKS", "1", False),
-        ("TPU_WORKER_HOSTNAMES", "a", False),
-        ("WORLD_SIZE", "", False),
-    ],
-)
-def test_several_processes_that_jax_does_not_see_are_refused(
-    variable, value, refused, data_dir, monkeypatch
-):
-    """Each would take itself for the only one, and train on all of the data."""
-    from datarax_tfds import TFDSEagerConfig, TFDSEagerSource
-
-    monkeypatch.setenv(variable, value)
-    config = TFDSEagerConfig(name="mask", split="train", data_dir=str(data_dir))
-    if refused:
-        with pytest.raises(RuntimeError, match=rf"JAX sees 1(.|\n)*{variable}(.|\n)*fix:"):
-            TFDSEagerSource(config)
-    else:
-        TFDSEagerSource(config)
-
-
-def test_a_launcher_that_jax_cannot_join_is_refused_with_the_remedy(monkeypatch):
-    from datarax_tfds import initialize
-
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RuntimeError, match=r"torchrun(.|\n)*fix:(.|\n)*JAX_COORDINATOR_ADDRESS"):
-        initialize()
-
-
-def test_alone_there_is_nothing_to_join():
-    from datarax_tfds import initialize
-
-    assert not [name for name in os.environ if name.startswith("JAX_NUM_PROC")]
-    initialize()
 
 
 def test_the_former_name_of_fail_fast_still_works():

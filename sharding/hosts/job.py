@@ -42,6 +42,7 @@ class Job:
     attendances: dict[str, Attendance] = field(default_factory=dict)  # by group of processes
     # Two threads at a rendezvous at once would take each other's verdict.
     rendezvous_turn: AbstractContextManager[Any] = field(default_factory=threading.RLock)
+    is_complete: bool = False  # whether `initialize` has found all processes of the job
     is_watched: bool = False  # whether a thread monitors the other processes
     handles_preemption: bool = False  # whether the program has built a `Preemption`
     is_forked_child: bool = False  # of a process that is connected to the others

@@ -1,8 +1,10 @@
 """Joins the processes of one job, if (and only if) something launched several."""
 
+import inspect
 import math
-import os
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -11,18 +13,9 @@ from sharding.hosts.exit_cause import ExitCause
 from sharding.hosts.exit_hooks import ExitHooks
 from sharding.hosts.forked_children import isolate_forked_children
 from sharding.hosts.job import Limits, job
+from sharding.hosts.joining import ALONE, join
+from sharding.hosts.launchers import expected_processes
 from sharding.hosts.watch import Watch
-
-# The variables in which launchers say how many processes they started. The first is set by
-# scripts/launch_local.py, and by any launcher that knows JAX.
-_COUNTS = {
-    "JAX": "JAX_NUM_PROCESSES",
-    "Slurm": "SLURM_STEP_NUM_TASKS",
-    "Open MPI": "OMPI_COMM_WORLD_SIZE",
-    "MPI": "PMI_SIZE",
-    "torchrun": "WORLD_SIZE",
-}
-_TPU_HOSTS = "TPU_WORKER_HOSTNAMES"
 
 
 def initialize(
@@ -32,6 +25,11 @@ def initialize(
     stall_timeout_s: float | None = None,
     fail_fast: bool = True,
     end_together: bool | None = None,
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    local_device_ids: int | Sequence[int] | None = None,
+    **distributed: Any,
 ) -> None:
     """Joins the other processes if a launcher started several, and monitors them.
 
@@ -42,8 +40,10 @@ def initialize(
     From then on no process is left waiting: if an exception ends one process, the others are told,
     and end within seconds with exit status 70. The log names the process that holds up a batch.
 
-    Launchers: `scripts/launch_local.py`, or any that sets `JAX_COORDINATOR_ADDRESS`,
-    `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`; and those that JAX knows: Slurm, Open MPI, Cloud TPU.
+    JAX's own detection finds the other processes (Slurm, Open MPI, Cloud TPU, Kubernetes). This
+    adds torchrun, SageMaker, Vertex and others, and the variables `JAX_COORDINATOR_ADDRESS`,
+    `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`: see the page "Launchers" of the guide. A process that
+    a launcher started as the only one of its node takes all GPUs of the node.
 
     Args:
         timeout_s: How long to wait for the other processes to join, and wherever all must agree.
@@ -58,18 +58,34 @@ def initialize(
         fail_fast: Whether an exception that ends one process ends all processes.
         end_together: The former name of `fail_fast`, which still works, with a
             `DeprecationWarning`.
+        coordinator_address: Where process 0 runs JAX's coordinator, as "host:port".
+        num_processes: The processes of the job. 1 says that this process is alone on purpose,
+            whatever the variables of launchers say.
+        process_id: The number of this process, in `[0, num_processes)`.
+        local_device_ids: The GPUs of this node that this process uses.
+        **distributed: Other arguments of `jax.distributed.initialize`.
 
     Raises:
-        RuntimeError: The launcher's variables say that there are several processes, and JAX
-            cannot join them.
+        RuntimeError: There is a sign of several processes, and this one cannot join them. The
+            message names the sign, and what is missing.
+        TypeError: `jax.distributed.initialize` has no such argument.
     """
     if end_together is not None:
         said = "initialize(end_together=...) is deprecated: it is called fail_fast now"
         warnings.warn(said, DeprecationWarning, stacklevel=2)
         fail_fast = end_together
+    given = {
+        "coordinator_address": coordinator_address,
+        "num_processes": num_processes,
+        "process_id": process_id,
+        "local_device_ids": local_device_ids,
+    }
+    given = {name: value for name, value in given.items() if value is not None} | distributed
+    inspect.signature(jax.distributed.initialize).bind(**given)
     job.limits = Limits(timeout_s, stall_warn_s, stall_timeout_s)
     if not jax.distributed.is_initialized():
-        _join(timeout_s)
+        join({"initialization_timeout": math.ceil(timeout_s)} | given)
+        job.is_complete = True
     if jax.distributed.is_initialized() and jax.process_count() > 1 and not job.is_watched:
         job.is_watched = True
         exit_cause = ExitCause()
@@ -85,49 +101,14 @@ def require_all_processes() -> None:
     Raises:
         RuntimeError: JAX sees fewer; the message gives the launcher's variable.
     """
-    launcher, count = _launched()
-    if jax.process_count() < count:
+    if job.is_complete:
+        return
+    sign, count = expected_processes()
+    if sign is not None and jax.process_count() < count:
         raise refused(
             RuntimeError,
             "jax.distributed",
-            f"a launcher started {count} processes, and JAX sees {jax.process_count()}.",
-            launcher=launcher,
-            fix="call datarax_tfds.initialize() before any other JAX call, or unset the"
-            " variable if this process is alone on purpose",
+            f"there is a sign of several processes, and JAX sees {jax.process_count()}.",
+            sign=sign,
+            fix=f"call datarax_tfds.initialize() before any other JAX call; {ALONE}",
         )
-
-
-def _launched() -> tuple[str, int]:
-    """The launcher of this process, and how many processes it started; `("", 1)` if only one."""
-    for launcher, variable in _COUNTS.items():
-        count = os.environ.get(variable, "1")
-        if count.isdecimal() and int(count) > 1:
-            return f"{launcher} ({variable}={count})", int(count)
-    hosts = [host for host in os.environ.get(_TPU_HOSTS, "").split(",") if host]
-    if len(hosts) > 1:
-        return f"Cloud TPU ({_TPU_HOSTS})", len(hosts)
-    return "", 1
-
-
-def _join(timeout_s: float) -> None:
-    launcher, count = _launched()
-    if count == 1:
-        return
-    named = "JAX_NUM_PROCESSES" in launcher
-    try:
-        jax.distributed.initialize(
-            num_processes=count if named else None,
-            process_id=int(os.environ.get("JAX_PROCESS_ID", "-1")) if named else None,
-            initialization_timeout=math.ceil(timeout_s),
-        )
-    except (ValueError, RuntimeError) as error:
-        raise refused(
-            RuntimeError,
-            "initialize",
-            "a launcher started several processes, and JAX could not join them.",
-            launcher=launcher,
-            error=error,
-            fix="call initialize() before any other JAX call; for a launcher that JAX does not"
-            " know, set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID",
-        ) from error
-    require_all_processes()
