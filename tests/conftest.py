@@ -14,10 +14,14 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Programs compile in half the time, here and in processes that tests start. With 0, XLA optimizes
-# as it does for users: `.ci/run` tests that on the newer Python.
-optimizes_little = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
-jax.config.update("jax_disable_most_optimizations", optimizes_little)
+# XLA skips most of its optimizations, here and in the processes that tests start: programs compile
+# in half the time. With 0 it optimizes as it does for users: so does `.ci/run` on a newer Python.
+few_optimizations = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
+jax.config.update("jax_disable_most_optimizations", few_optimizations)
+
+# TensorFlow then does not import Keras, which takes a quarter of the time that processes of tests
+# need to start. Tests of Keras layers import it.
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 import costs
 import hypothesis
@@ -27,9 +31,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 
 from datarax_tfds import batch_sharding, make_mesh
 
-# How long an example takes says more of the machine than of the code.
-hypothesis.settings.register_profile("untimed", deadline=None)
-hypothesis.settings.load_profile("untimed")
+pytest_plugins = ["second_try"]
+
+# How long an example takes says more of the machine than of the code. The examples are the same in
+# each run, so that a failure does not come and go; `--full` draws others.
+hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("full", deadline=None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,6 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--quick"):
         config.option.markexpr = "not slow"
+    hypothesis.settings.load_profile("full" if config.getoption("--full") else "same")
     # The longest groups of tests first, as `costs.mark` has them, instead of the largest.
     config.option.loadscopereorder = False
 

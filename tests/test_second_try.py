@@ -1,0 +1,53 @@
+"""The second try of tests that start several processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from checkout import GUARD_S
+
+# Each test fails until the file that it is given exists, and then passes.
+TEST = """
+import pathlib, pytest
+
+@pytest.mark.parametrize("name", {names})
+def test_it(name):
+    path = pathlib.Path(name)
+    existed = path.exists()
+    path.touch()
+    assert existed and {sound}, "the first try of " + name
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "names", "sound", "status", "tries", "flaky"),
+    [
+        ("test_launch_local", ["a", "b: c::d"], True, 0, 2, 2),
+        ("test_launch_local", ["a"], False, 1, 1, 0),  # it fails twice
+        ("test_launch_local", ["a", "b", "c", "d"], True, 1, 0, 0),  # more than a busy machine does
+        ("test_cursor", ["a"], True, 1, 0, 0),  # it starts no processes
+    ],
+)
+def test_up_to_three_tests_of_processes_are_tried_again(
+    tmp_path, file, names, sound, status, tries, flaky
+):
+    (tmp_path / "conftest.py").write_text("pytest_plugins = ['second_try']")
+    (tmp_path / f"{file}.py").write_text(TEST.format(names=names, sound=sound))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--second-try", "flaky.txt"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+        timeout=GUARD_S,
+    )
+    assert done.returncode == status, done.stdout
+    assert done.stdout.count("second try: ") == tries
+    for name in names:
+        assert f"the first try of {name}" in done.stdout
+    listed = (tmp_path / "flaky.txt").read_text() if flaky else ""
+    assert listed.count("flaky: ") == flaky
+    assert listed.count("AssertionError: the first try of ") == flaky
+    assert flaky or not (tmp_path / "flaky.txt").exists()
