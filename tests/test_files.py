@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tfds_datasets
+from checkout import GUARD_S
+from conftest import wait_for
 
 from datarax_tfds import (
     DataLossError,
@@ -219,11 +221,11 @@ def test_a_source_whose_file_hangs_when_it_is_indexed_names_it(
     end, pread = threading.Event(), os.pread
 
     def hang(*args):
+        limits.stall_timeout_s = 1.0  # of nothing that comes before, however slow
         end.wait()
         return pread(*args)
 
     monkeypatch.setattr(os, "pread", hang)
-    limits.stall_timeout_s = 5.0
     try:
         with pytest.raises(WaitTimeoutError, match=r"tiny_one-train(.|\n)*stall_timeout_s"):
             BUILDS[build](name="tiny_one", split="train", data_dir=str(tmp_path))
@@ -239,9 +241,13 @@ def test_metadata_that_hang_when_they_are_read_are_named_and_bounded(
     (path,) = (tmp_path / "tiny").rglob(hanging)
     path.unlink()
     os.mkfifo(path)  # nobody ever writes to it
-    limits.stall_warn_s = 1.0
-    limits.stall_timeout_s = 3.0
+    limits.stall_warn_s = 0.0
+
+    def bound():
+        wait_for(lambda: "tiny:train: still reading the metadata" in caplog.text, GUARD_S)
+        limits.stall_timeout_s = 0.0
+
+    threading.Thread(target=bound, daemon=True).start()
     config = TFDSEagerConfig(name="tiny", split="train", data_dir=str(tmp_path))
     with pytest.raises(WaitTimeoutError, match=r"tiny:train(.|\n)*tiny(.|\n)*stall_timeout_s"):
         open_split(config)
-    assert "tiny:train: still reading the metadata" in caplog.text

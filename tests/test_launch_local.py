@@ -56,8 +56,13 @@ def test_every_process_knows_its_place_and_has_a_log(tmp_path):
 )
 def test_when_one_fails_all_are_ended_and_it_is_said_who_and_why(tmp_path, fails, status, said):
     code = (
-        f"open({str(tmp_path)!r} + f'/pid-{{number}}', 'w').write(str(os.getpid()))\n"
-        f"if number == 1:\n    time.sleep(0.5)\n    {fails}\n"
+        "import pathlib\n"
+        f"here = pathlib.Path({str(tmp_path)!r})\n"
+        "(here / f'new-{number}').write_text(str(os.getpid()))\n"
+        "(here / f'new-{number}').rename(here / f'pid-{number}')\n"
+        "if number == 1:\n"
+        "    while len(list(here.glob('pid-*'))) < 3: time.sleep(0.01)\n"
+        f"    {fails}\n"
         "time.sleep(10_000)\n"
     )
     done = launched(3, code, tmp_path)
@@ -65,14 +70,15 @@ def test_when_one_fails_all_are_ended_and_it_is_said_who_and_why(tmp_path, fails
     assert said in done.stderr
     assert re.search(r"others: +0 was still running, 2 was still running", done.stderr)
     assert "the disk is full" in done.stderr
-    assert not any(running(int(path.read_text())) for path in tmp_path.glob("pid-*"))
+    assert not any(running(int((tmp_path / f"pid-{number}").read_text())) for number in range(3))
 
 
 def test_a_time_limit_ends_all_and_names_the_late(tmp_path):
     code = "if number == 1: time.sleep(10_000)\n"
     done = launched(2, code, tmp_path, "--timeout-s", "2")
     assert done.returncode == 124
-    assert "after 2 s still running: process 1" in done.stderr
+    # On a busy machine, process 0 may not have begun.
+    assert re.search(r"after 2 s still running: process (0, )?1\.", done.stderr)
 
 
 @pytest.mark.parametrize("arguments", [[], ["2"], ["0", "--", "true"], ["two", "--", "true"]])

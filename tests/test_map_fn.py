@@ -4,6 +4,7 @@ import functools
 import threading
 
 import jax
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -89,7 +90,7 @@ def test_threads_map_records_at_the_same_time(data_dir):
 
 
 def test_branches_loops_and_layers_give_the_same_in_a_batch_as_on_a_single_record(data_dir):
-    layer = tf.keras.layers.Rescaling(1 / 255)
+    layer = keras.layers.Rescaling(1 / 255)
 
     def turned(record, seed):
         image = layer(record["image"])

@@ -337,7 +337,8 @@ class TestEnd:
             )
             assert done.returncode == 0, done.stderr
             assert done.stdout.count("soon") >= 8
-            assert done.stdout.count("late") <= 4, done.stdout
+            # Of 22 calls, those that began before the process got so far as to end.
+            assert done.stdout.count("late") <= 12, done.stdout
 
     @pytest.mark.parametrize("eager", [True, False])
     def test_a_pipeline_with_stages_lets_go_of_its_source(self, data_dir, eager):

@@ -23,7 +23,7 @@ def place(tmp_path_factory):
 def trained(place, *overrides, processes=None):
     command = [*TRAIN, *overrides]
     if processes:
-        command = [*LAUNCH, str(processes), "--timeout-s", "200", "--", *command]
+        command = [*LAUNCH, str(processes), "--timeout-s", str(GUARD_S), "--", *command]
     done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=GUARD_S)
     assert done.returncode == 0, done.stderr[-3000:]
     found = ACCURACY.search(done.stdout)
@@ -31,7 +31,6 @@ def trained(place, *overrides, processes=None):
     return float(found[1]), int(found[3]), int(found[4]), done.stdout + done.stderr
 
 
-@pytest.mark.timeout(600)
 def test_the_digits_are_learned_also_when_killed_on_the_way(place):
     process = subprocess.Popen(TRAIN, cwd=place, stderr=subprocess.DEVNULL)
     checkpoints = place / "runs/digits"
@@ -75,7 +74,6 @@ def test_a_notice_of_preemption_makes_all_save_the_same_step_and_stop(place, tmp
     )
 
 
-@pytest.mark.timeout(600)
 def test_four_processes_learn_the_same(place):
     short = ["--epochs", "3", "--checkpoint-dir"]
     alone = trained(place, *short, "runs/alone")

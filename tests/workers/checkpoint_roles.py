@@ -25,7 +25,7 @@ from datarax_tfds.checkpoint import (
     latest_valid_step,
 )
 
-initialize(timeout_s=100)
+initialize(timeout_s=600)
 process = jax.process_index()
 
 

@@ -26,7 +26,7 @@ from datarax_tfds import (
     prefetch_to_device,
 )
 
-initialize(timeout_s=200)
+initialize(timeout_s=600)
 rows = batch_sharding(make_mesh({"data": -1}))
 fields = {"name": "tiny", "split": "train", "data_dir": DATA_DIR, "shuffle": True, "seed": 5}
 zero = jnp.int32(0)  # a transfer, which a guard refuses the user

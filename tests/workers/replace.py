@@ -23,7 +23,7 @@ from datarax_tfds import (
     make_mesh,
 )
 
-initialize(timeout_s=100)
+initialize(timeout_s=600)
 mine = jax.process_index()
 rows = batch_sharding(make_mesh({"data": -1}))
 fields = {
