@@ -36,6 +36,7 @@ SLOW = {
     "test_elastic.py": False,
     "test_endings.py": True,
     "test_environment.py": False,
+    "test_exchange.py": True,
     "test_feature_classes.py": False,
     "test_forks.py": True,
     "test_history.py": False,
