@@ -96,17 +96,7 @@ class TFDSStreamingSource(Source[TFDSStreamingConfig, StreamingRecords]):
     `for record in source` also works for records that cannot be batched, such as text (as bytes)
     and images of different shapes.
 
-    Args:
-        config: What to read.
-        rngs: Streams from which a `stochastic` config draws its seed, in place of `config.seed`.
-        name: The name in messages, `TFDSStreamingSource(dataset:split)` by default.
-        sharding: The placement of batches on a mesh, one device by default.
-
-    Attributes:
-        index: The next position to hand out, in `[0, N)`, as an `nnx.Variable`.
-        epoch: The epoch of that position, from 0, as an `nnx.Variable`.
-        length: Number of records N.
-        choice: Why `from_tfds` chose this kind of source; None if it did not choose.
+    The arguments and the attributes are those of `TFDSEagerSource`.
 
     Raises:
         ValueError: The dataset does not have the split, a key or `map_fn` cannot be used, or a

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any, Literal, Self, final
 
 from flax import nnx
@@ -40,6 +40,12 @@ class _SourceConfig:
     exclude_keys: Set[str] | None = None
     try_gcs: bool = False
     shuffle: bool = field(default=False, metadata=_ORDER)
+    _: KW_ONLY  # fields that are not among those of datarax
+    map_fn: Callable[..., Any] | None = None
+    decoders: Mapping[str, Any] | PartialDecoding | None = None
+    allow_stateful_map_fn: bool = False
+    host_keys: Set[str] | None = None
+    max_corrupt_records: int = 0
 
     @classmethod
     def from_directory(
@@ -197,11 +203,6 @@ class TFDSEagerConfig(_SourceConfig):
     local_files_only: bool = False
     shuffle_buffer_size: int = 1000
     layout: LayoutChoice = "auto"
-    map_fn: Callable[..., Any] | None = None
-    decoders: Mapping[str, Any] | PartialDecoding | None = None
-    allow_stateful_map_fn: bool = False
-    host_keys: Set[str] | None = None
-    max_corrupt_records: int = 0
 
     __hash__ = _SourceConfig._hash
 
@@ -252,11 +253,6 @@ class TFDSStreamingConfig(_SourceConfig):
     seed: int = field(default=42, metadata=_ORDER)
     access: Access = "random"
     block_size: int = 8
-    map_fn: Callable[..., Any] | None = None
-    decoders: Mapping[str, Any] | PartialDecoding | None = None
-    allow_stateful_map_fn: bool = False
-    host_keys: Set[str] | None = None
-    max_corrupt_records: int = 0
 
     __hash__ = _SourceConfig._hash
 

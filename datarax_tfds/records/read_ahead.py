@@ -42,7 +42,6 @@ class ReadAhead:
         pool: The threads that call `decoded`.
         slices: For a batch size, the slices `[start, stop)` of a batch that this process reads.
         depth: How many groups to read ahead of the current one.
-        grouped: Whether to read several batches in one call, if they are small.
     """
 
     def __init__(
@@ -53,14 +52,12 @@ class ReadAhead:
         slices: Callable[[int], list[tuple[int, int]]],
         *,
         depth: int,
-        grouped: bool,
     ):
         self._reader = reader
         self._decoded = decoded
         self._pool = pool
         self._slices = slices
         self._depth = depth
-        self._grouped = grouped
         # The rows of a batch, and the batch that follows its group.
         self._pending: OrderedDict[BatchAt, tuple[PendingRows, BatchAt]] = OrderedDict()
         self._expected: deque[BatchAt] = deque(maxlen=2)  # the successors of the last two batches
@@ -111,7 +108,7 @@ class ReadAhead:
 
     def _group_size(self, batch: BatchAt) -> int:
         """How many batches to read together so that all threads get calls of the largest size."""
-        if not self._grouped or not self._reader.holds_arrays:
+        if not self._reader.holds_arrays:
             return 1
         rows = sum(stop - start for start, stop in self._slices(batch.batch_size))
         wanted = MAX_CHUNK * decoding_threads() / self._depth

@@ -59,9 +59,9 @@ class StreamingRecords:
         # One more: a batch is being decoded while the others wait.
         depth = prefetch_buffer + 1 if prefetch_buffer else 0
         slices = lambda batch_size: list(local_rows(batch, batch_size))  # noqa: E731
-        self._batches = ReadAhead(reader, decoded, self._pool, slices, depth=depth, grouped=True)
+        self._batches = ReadAhead(reader, decoded, self._pool, slices, depth=depth)
         whole = lambda batch_size: [(0, batch_size)]  # noqa: E731
-        self._single = ReadAhead(reader, decoded, self._pool, whole, depth=depth, grouped=False)
+        self._single = ReadAhead(reader, decoded, self._pool, whole, depth=depth)
 
     def inputs(self, selection: Selection) -> BatchInputs:
         """Reads the batch itself, on the mesh, and the part of it that stays on the host.

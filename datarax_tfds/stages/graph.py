@@ -1,6 +1,5 @@
 """Builds the graph of a pipeline's stages, and refuses one that cannot work."""
 
-import difflib
 import graphlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from flax import nnx
 
 from datarax_tfds.stages.stages import Stage, StageGraph, require_stage
-from sharding.checks import refused
+from sharding.checks import nearest, refused
 
 Nodes = Mapping[str, Stage]
 Edges = Mapping[str, Sequence[str]]
@@ -96,10 +95,10 @@ def _require_all_connected(nodes: Nodes, edges: Edges, sink: str) -> None:
     named = {sink, *edges, *(name for names in edges.values() for name in names)}
     if unknown := sorted(named - set(nodes)):
         problem = f"no node is named {', '.join(map(repr, unknown))}."
-        near = difflib.get_close_matches(unknown[0], nodes, n=1) or list(nodes)[:1]
+        near = nearest(unknown[0], nodes) or next(iter(nodes), None)
         fix = f"add {unknown[0]!r} to nodes"
         if near:
-            fix = f"use {near[0]!r} in place of {unknown[0]!r} in edges and as sink, or {fix}"
+            fix = f"use {near!r} in place of {unknown[0]!r} in edges and as sink, or {fix}"
         raise _refused(problem, nodes, fix=fix)
     if loose := sorted(set(nodes) - set(edges)):
         problem = f"edges do not say what {', '.join(map(repr, loose))} takes."

@@ -1,6 +1,5 @@
 """Applies the stages of a pipeline to a batch, with a random key for each record."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from flax import nnx
 from jax import lax
 from jax import numpy as jnp
 
-from sharding.checks import refused
+from sharding.checks import nearest, refused
 
 Batch = dict[str, Any]
 Stage = Callable[..., Batch]
@@ -120,15 +119,13 @@ def _named_keys(name: str, inputs: Sequence[Batch]) -> Iterator[None]:
         known = sorted({str(each) for batch in inputs for each in batch})
         if not isinstance(key, str) or key in known:
             raise
-        near = difflib.get_close_matches(key, known, n=1)
+        near = nearest(key, known)
         raise refused(
             _MissingKeyError,
             name,
             f"the stage asks for {key!r}, which its batch does not have.",
             keys=", ".join(known),
-            fix=f"use {near[0]!r}"
-            if near
-            else "use one of these keys, or add it in a stage before",
+            fix=f"use {near!r}" if near else "use one of these keys, or add it in a stage before",
         ) from error
 
 
