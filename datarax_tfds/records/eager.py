@@ -16,7 +16,7 @@ from datarax_tfds.config.config import LayoutChoice
 from datarax_tfds.decoding.decoder import decode_chunk_size
 from datarax_tfds.decoding.reader import RecordReader
 from datarax_tfds.decoding.record_spec import require_arrays
-from datarax_tfds.order.sampler import BatchAt, Selection, Traced
+from datarax_tfds.order.sampler import Selection, Traced
 from datarax_tfds.records.host_rows import HostRows, HostTable
 from datarax_tfds.records.memory import choose_layout
 from datarax_tfds.records.packing import Packed, PackedRows, Packing
@@ -112,14 +112,15 @@ class EagerRecords:
         """Returns all records, which the batches share, and the numbers `[steps, n]`."""
         return self._packed, numbers.astype(np.int32, copy=False)
 
-    def record(self, selection: Selection) -> dict[str, Any]:
-        """Returns the first record of a selection, without a batch axis, on every device."""
-        return self._record(selection.record_numbers()[:1])
-
-    def each_record(self, block: BatchAt) -> Iterator[dict[str, Any]]:
-        """Yields the records of a block one by one, as `record` returns them."""
-        for number in block.record_numbers()[: block.records]:
-            yield self._record(np.full(1, number))
+    def each_record(self, selection: Selection) -> Iterator[dict[str, Any]]:
+        """Yields the records of a selection one by one, on every device."""
+        numbers = selection.record_numbers()
+        for number in numbers[numbers < self.length, np.newaxis]:
+            on_host = {name: rows[0] for name, rows in self._host.take(number).items()}
+            with OwnContext(device_of(self._batch)):
+                alone = as_arguments(number.astype(np.int32), self._batch)
+                record = self._compiled_record(self._packed, alone)
+            yield record | on_host
 
     def all_records(self, keep: bool) -> dict[str, Any]:
         """Returns a copy of all records in stored order, `[N, ...]`, placed like the rows.
@@ -142,12 +143,6 @@ class EagerRecords:
     def reset_cache(self) -> None:
         """Forgets the arrays that `all_records` has kept."""
         self._kept = None
-
-    def _record(self, number: np.ndarray) -> dict[str, Any]:
-        on_host = {name: rows[0] for name, rows in self._host.take(number).items()}
-        with OwnContext(device_of(self._batch)):
-            numbers = as_arguments(number.astype(np.int32), self._batch)
-            return self._compiled_record(self._packed, numbers) | on_host
 
     def _on_host(self, numbers: np.ndarray) -> HostRows:
         if not self._host.features:

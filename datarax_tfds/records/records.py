@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from datarax_tfds.order.sampler import BatchAt, ByNumber, Selection
+from datarax_tfds.order.sampler import Selection
 from datarax_tfds.records.host_rows import HostRows
 
 
@@ -44,12 +44,8 @@ class Records(Protocol):
         """
         ...
 
-    def record(self, selection: ByNumber) -> dict[str, Any]:
-        """Returns one record, without a batch axis."""
-        ...
-
-    def each_record(self, block: BatchAt) -> Iterator[dict[str, Any]]:
-        """Yields the records of a block one by one, as `record` returns them."""
+    def each_record(self, selection: Selection) -> Iterator[dict[str, Any]]:
+        """Yields the records of a selection one by one, without a batch axis and padding."""
         ...
 
     def all_records(self, keep: bool) -> dict[str, Any]:

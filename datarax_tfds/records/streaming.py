@@ -9,7 +9,7 @@ import numpy as np
 from datarax_tfds.decoding.device_dtypes import require_same_widths
 from datarax_tfds.decoding.reader import RecordReader
 from datarax_tfds.decoding.record_spec import require_arrays
-from datarax_tfds.order.sampler import BatchAt, ByNumber, Selection, Traced
+from datarax_tfds.order.sampler import Selection, Traced
 from datarax_tfds.records.cache import RecordCache
 from datarax_tfds.records.chunks import PendingRows
 from datarax_tfds.records.eager import EagerRecords
@@ -120,13 +120,9 @@ class StreamingRecords:
         if self._cache is not None:
             self._cache.clear()
 
-    def record(self, selection: ByNumber) -> dict[str, Any]:
-        """Returns one record, without a batch axis: text as bytes, arrays on every device."""
-        return self._single.read(selection, lambda rows: next(self._placed_singly(rows)))
-
-    def each_record(self, block: BatchAt) -> Iterator[dict[str, Any]]:
-        """Yields the records of a block one by one, as `record` returns them."""
-        return iter(self._single.read(block, lambda rows: list(self._placed_singly(rows))))
+    def each_record(self, selection: Selection) -> Iterator[dict[str, Any]]:
+        """Yields the records of a selection one by one: text as bytes, arrays on every device."""
+        return iter(self._single.read(selection, lambda rows: list(self._placed_singly(rows))))
 
     def _placed_singly(self, rows: PendingRows) -> Iterator[dict[str, Any]]:
         require_same_widths(self.spec, self._reader.subject)

@@ -227,7 +227,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
         numbers = np.array([int(number)])
         require_records(numbers, range(-self.length, self.length), self.name)
         selection = ByNumber(numbers % self.length, self.cursor.epoch, self.sampler.seed)
-        return self.records.record(selection)
+        return next(self.records.each_record(selection))
 
     def get_batch(self, batch_size: int, key: jax.Array | None = None) -> dict[str, Any]:
         """Returns the next records. At the end of an epoch, the batch continues in the next one.
