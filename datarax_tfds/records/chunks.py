@@ -1,9 +1,9 @@
 """Holds records that other threads are decoding, and finds the rows of a batch in them."""
 
-import bisect
+import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,8 +12,12 @@ from datarax_tfds.decoding.reader import RecordReader
 from datarax_tfds.records.host_rows import padding
 from sharding.hosts.waits import result_of
 
-# Records that are being decoded, in chunks: the place of the first record, and all columns.
-Chunks = list[tuple[int, Future[dict[str, Any]]]]
+
+class Chunks(NamedTuple):
+    """Records that are being decoded, `size` of them in each call; the last call has the rest."""
+
+    calls: list[Future[dict[str, Any]]]
+    size: int
 
 
 class PendingRows:
@@ -56,20 +60,18 @@ class PendingRows:
                     yield jax.tree.map(lambda column, row=row: column[row], columns)
 
     def cancel(self) -> None:
-        """Cancels the chunks that no thread has begun to decode."""
+        """Cancels the calls that no thread has begun."""
         for start, stop in self._places.values():
-            for _, future in self._overlapping(start, stop):
-                future.cancel()
+            for call in self._numbers(start, stop):
+                self._chunks.calls[call].cancel()
 
     def _columns(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
-        for first, future in self._overlapping(start, stop):
-            rows = slice(max(start - first, 0), stop - first)
-            columns = result_of(future, self._reader.subject, self._reader.files.slowest)
+        calls, size = self._chunks
+        for call in self._numbers(start, stop):
+            rows = slice(max(start - call * size, 0), stop - call * size)
+            columns = result_of(calls[call], self._reader.subject, self._reader.files.slowest)
             yield jax.tree.map(lambda column, rows=rows: column[rows], columns)
 
-    def _overlapping(self, start: int, stop: int) -> Chunks:
-        """The chunks that hold some of these records."""
-        firsts = [first for first, _ in self._chunks]
-        return self._chunks[
-            bisect.bisect_right(firsts, start) - 1 : bisect.bisect_left(firsts, stop)
-        ]
+    def _numbers(self, start: int, stop: int) -> range:
+        """Which calls decode some of these records."""
+        return range(start // self._chunks.size, math.ceil(stop / self._chunks.size))

@@ -140,15 +140,11 @@ class ReadAhead:
         ]
 
     def _submitted(self, numbers: np.ndarray, keys: np.ndarray | None, share: int) -> Chunks:
-        """Submits the records in chunks of about equal length, at most `share` in each."""
+        """Submits the records in calls of about equal length, at most `share` in each."""
         size = 1
         if self._reader.holds_arrays:
             size = decode_chunk_size(share, self._reader.record_bytes)
-        calls = math.ceil(len(numbers) / size)
-        size = max(math.ceil(len(numbers) / max(calls, 1)), 1)
-        chunks: Chunks = []
-        for start in range(0, len(numbers), size):
-            rows = slice(start, start + size)
-            work = numbers[rows], None if keys is None else keys[rows]
-            chunks.append((start, self._pool.submit(self._decoded.read, *work)))
-        return chunks
+        size = math.ceil(len(numbers) / max(math.ceil(len(numbers) / size), 1)) or 1
+        chunks = [slice(start, start + size) for start in range(0, len(numbers), size)]
+        works = [(numbers[rows], None if keys is None else keys[rows]) for rows in chunks]
+        return Chunks([self._pool.submit(self._decoded.read, *work) for work in works], size)
