@@ -92,7 +92,8 @@ INDICES = [
       (np.arange(8.0), [1.5] * 8, ["1"] * 8, np.zeros((2, 4), int), 5, None, [], [None], "01234567",
        [True] * 8, [[0, 1], [2]], {"a": 1}, {1, 2}, [b"1"], jnp.zeros(8), np.zeros(8, "M8[s]"),
        np.int64(3), [0, 1.0])],
-    *[(indices, IndexError, "no such record") for indices in
+    (np.zeros((8, 2), int), TypeError, r"got: +int64\[8, 2\]"),
+    *[(indices, IndexError, "no such record.*fix: +use a number from 0 to 96") for indices in
       ([0] * 7 + [N], [0] * 7 + [-1], [2**40] * 8, [-(2**40)] * 8)],
     *[(indices, ValueError, "row shards") for indices in ([0] * 7, [1], np.zeros(0, int))],
 ]  # fmt: skip

@@ -1,7 +1,6 @@
 """What every source does beside reading: statistics, counts, copies, caches, streams of keys."""
 
 import dataclasses
-import re
 import threading
 
 import jax
@@ -286,19 +285,6 @@ class TestRecordsByNumber:
         assert equal(source.process(7), source[7])
         with pytest.raises(TypeError, match=r"nothing else(.|\n)*fix:"):
             source.process(7, 8)
-
-    @pytest.mark.parametrize(
-        ("numbers", "got"),
-        [([0.5] * 8, "float64"), (["0"] * 8, "<U1"), ([[1, 2]] * 8, "int64[8, 2]"), (7, "int64[]")],
-    )
-    def test_what_is_no_list_of_integers_is_refused(self, make, numbers, got):
-        with pytest.raises(TypeError, match=rf"got: +{re.escape(got)}(.|\n)*fix:"):
-            make().get_records(numbers)
-
-    @pytest.mark.parametrize("number", [-1, N])
-    def test_a_number_that_no_record_has_is_refused(self, make, number):
-        with pytest.raises(IndexError, match=rf"number: +{number}(.|\n)*fix: +use a number from 0"):
-            make().get_records(np.full(SIZE, number))
 
     def test_the_numbers_at_positions_are_those_of_the_records(self, make):
         source = make()

@@ -256,7 +256,7 @@ class TestLinks:
         assert os.system(command) == 0
         assert len(opened(data_dir=tmp_path / "data")) == 97
 
-    def test_a_loop_of_links_is_refused(self, root, tmp_path):
+    def test_a_loop_of_links_beside_the_files_is_not_followed(self, root, tmp_path):
         version = tmp_path / "tiny" / "1.0.0"
         shutil.copytree(root / "tiny" / "1.0.0", version)
         (version / "extra.txt").symlink_to(version / "extra.txt")

@@ -376,12 +376,6 @@ class TestDonation:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("length", [0, -1, 2.5, True, None])
-    def test_a_length_that_cannot_be(self, data_dir, length):
-        pipeline = Pipeline(source=loaded(str(data_dir), "one device"), batch_size=SIZE)
-        with pytest.raises(ValueError, match=r"number of steps(.|\n)*fix:"):
-            pipeline.scan(len, length=length)
-
     @pytest.mark.parametrize("access", ["random", "sequential"])
     def test_a_stream_within_a_program(self, data_dir, access):
         config = TFDSStreamingConfig(

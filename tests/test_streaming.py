@@ -541,7 +541,3 @@ class TestChoice:
             from_tfds("tiny", "valid", data_dir=str(data_dir))
         with pytest.raises(ValueError, match="prefetch_buffer must be an integer"):
             self.make(data_dir, eager=True, prefetch_buffer=-1)
-        with pytest.raises(
-            TypeError, match=r"no field|has a field 'shufle'(.|\n)*fix: +use shuffle"
-        ):
-            self.make(data_dir, shufle=True)
