@@ -48,7 +48,7 @@ class FeatureColumns:
         if self.others:
             self.record_spec |= traced_spec(tf, plan, self.others)
         self.fingerprint: str | None = None
-        if plan.user_keys and not plan.allow_stateful:
+        if plan.user_keys and not plan.config.allow_stateful_map_fn:
             self.fingerprint = repeatable_fingerprint(tf, plan, plan.user_keys)
 
     def _are_columns(self, key: str) -> bool:

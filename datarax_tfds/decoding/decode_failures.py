@@ -51,7 +51,8 @@ def decode_failure(
             fix="leave out jit_compile=True where map_fn is, or calls, a tf.function; or,"
             " if it is text that XLA cannot take, leave the text out with exclude_keys",
         )
-    in_map_fn = plan.map_fn is not None and decoder.error_of(serialized, skipped=False) is None
+    mapped = plan.config.map_fn is not None
+    in_map_fn = mapped and decoder.error_of(serialized, skipped=False) is None
     if in_map_fn:
         damage = decoder.error_of(serialized, skipped=True)
         if damage is None:

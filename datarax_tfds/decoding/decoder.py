@@ -34,7 +34,8 @@ def decode_chunk_size(records: int, record_bytes: int) -> int:
 
 def decoder_of(plan: DecodingPlan) -> "Decoder":
     """A decoder, which sources of the same features share unless it runs users' code."""
-    if plan.definition is None or plan.map_fn is not None or plan.user_keys:
+    config = plan.config
+    if config.decoders is not None or config.map_fn is not None or plan.user_keys:
         return Decoder(plan)
     code = plan.definition.read_text(), repr(plan.names), repr(plan.steps)
     return _shared_decoder(_SharedPlan(code, plan))
@@ -86,13 +87,14 @@ class Decoder:
         self._plan = plan
         columns = self._columns = FeatureColumns(tf, plan)
         record = columns.nest(columns.plain_spec | columns.record_spec)
-        if plan.map_fn is None:
+        map_fn, allow_stateful = plan.config.map_fn, plan.config.allow_stateful_map_fn
+        if map_fn is None:
             decode = _without_map_fn(tf, columns)
             self.outputs, seed_spec, digests = record, [], [columns.fingerprint]
         else:
             _log.info("%s: compiling map_fn, which the first batch waits for", plan.subject)
             mapped = trace_map_fn(
-                tf, plan.map_fn, record, allow_stateful=plan.allow_stateful, subject=plan.subject
+                tf, map_fn, record, allow_stateful=allow_stateful, subject=plan.subject
             )
             decode = _with_map_fn(tf, columns, mapped)
             self.outputs, seed_spec = mapped.outputs, mapped.seed_spec

@@ -1,6 +1,6 @@
 """Which features a config asks for, under which names, and how they are decoded."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -18,10 +18,8 @@ class DecodingPlan:
         features: The dataset's `tfds.features.FeaturesDict`, or a part of it.
         names: The names of a record's parts, each with its feature, nested as a record will be.
         decoders: TFDS decoders that replace the decoders of features.
-        map_fn: A user's function that maps each decoded record.
-        allow_stateful: Whether users' code may give other results in another run.
-        host_keys: The features that stay on the host.
-        definition: The file that defines the features; None if `decoders` may select parts of them.
+        config: What the user asks for.
+        definition: The file that defines the features.
         subject: The source that reads, for messages.
         steps: The numbers of steps, by path, of those `tfds.features.Dataset`s that have equally
             many in all episodes.
@@ -30,10 +28,8 @@ class DecodingPlan:
     features: Any
     names: Mapping[str, Any]
     decoders: Mapping[str, Any]
-    map_fn: Callable[..., Any] | None
-    allow_stateful: bool
-    host_keys: Set[str]
-    definition: Path | None
+    config: AnyConfig
+    definition: Path
     subject: str
     steps: Mapping[str, int] = field(default_factory=dict)
 
@@ -50,10 +46,8 @@ class DecodingPlan:
             features,
             names=_names(features, info.supervised_keys, config, subject),
             decoders=decoders,
-            map_fn=config.map_fn,
-            allow_stateful=config.allow_stateful_map_fn,
-            host_keys=config.host_keys or frozenset(),
-            definition=Path(info.data_dir, "features.json") if config.decoders is None else None,
+            config=config,
+            definition=Path(info.data_dir, "features.json"),
             subject=subject,
         )
         _require_decoders(plan)

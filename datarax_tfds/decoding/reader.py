@@ -100,7 +100,7 @@ class RecordReader:
 
     def _with_steps(self, plan: DecodingPlan) -> DecodingPlan:
         """The plan with the number of steps of episodes, if all of a sample have equally many."""
-        episodes = plan.episode_keys if plan.map_fn is None else []
+        episodes = plan.episode_keys if plan.config.map_fn is None else []
         if not episodes:
             return plan
         sample = list(self._sample(_EPISODES_COUNTED))

@@ -46,7 +46,7 @@ def record_spec(
         ValueError: A feature is not an array even in a single record, its dtype is one that
             TensorFlow or NumPy cannot batch, or the host keys do not fit.
     """
-    mapped = plan.map_fn is not None
+    mapped = plan.config.map_fn is not None
     for path, output in jax.tree_util.tree_leaves_with_path(dict(outputs)):
         _require_dtype(path_name(path), getattr(output, "dtype", None), plan)
     host = _host_spec(outputs, plan)
@@ -83,7 +83,7 @@ def _require_dtype(feature: str, dtype: Any, plan: DecodingPlan) -> None:
         same_bits = f"tf.bitcast(x, tf.{dtype.name.removeprefix('q')})"
         cast = f"tf.cast(x, tf.int32), or, with the same bits, {same_bits}"
     fix = f"let map_fn return it in another dtype, as {cast}"
-    if plan.map_fn is None:
+    if plan.config.map_fn is None:
         fix = f"use exclude_keys={as_set([feature.split('/')[0]])}, or {fix}"
     problem = f"feature {feature!r} has a dtype that a batch cannot have."
     raise refused(ValueError, plan.subject, problem, dtype=dtype.name, fix=fix)
@@ -91,7 +91,7 @@ def _require_dtype(feature: str, dtype: Any, plan: DecodingPlan) -> None:
 
 def _host_spec(outputs: Mapping[str, Any], plan: DecodingPlan) -> dict[str, Unbatched]:
     """Shape and dtype of the features on the host, each one array of a fixed shape."""
-    keys = plan.host_keys
+    keys = plan.config.host_keys or frozenset()
     facts = {"host_keys": ", ".join(sorted(keys)), "features": ", ".join(sorted(outputs))}
     unknown = sorted(keys - set(outputs))
     if unknown:

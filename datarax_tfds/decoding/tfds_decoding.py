@@ -39,7 +39,7 @@ def decode_by_tfds(
     def with_arrays(path: str, value: Any) -> Any:
         if isinstance(value, Mapping):
             return {name: with_arrays(f"{path}/{name}", part) for name, part in value.items()}
-        if isinstance(value, tf.data.Dataset) and plan.map_fn is None:
+        if isinstance(value, tf.data.Dataset) and plan.config.map_fn is None:
             return steps_as_arrays(tf, value, plan.steps.get(path), path)
         return value
 
