@@ -113,13 +113,12 @@ SOURCES = [
     ),
     Row(
         "enabled must be True or False.",
-        "pass enabled=True for a random order, or enabled=False for that of the files",
+        "use enabled=True",
         lambda u: u.loaded.set_random_order("yes"),
         lambda u: u.loaded.set_random_order(enabled=True),
-        lambda u: u.loaded.set_random_order(enabled=False),
     ),
     Row(
-        "the number of a record must be an integer.",
+        "number must be one integer.",
         "pass one integer, as source[0]; several with source.get_records(np.arange(8))",
         lambda u: u.loaded["3"],
         lambda u: u.loaded[0],
@@ -504,7 +503,7 @@ PIPELINES = [
         lambda u: u.pipeline().scan(label_sum, length=2, donate_argnames=()),
     ),
     Row(
-        "size must be a number of batches: an integer of at least 0.",
+        "size must be an integer of at least 0.",
         "use size=2",
         lambda u: prefetch_to_device(u.loaded, size="2"),
         lambda u: prefetch_to_device(u.loaded, size=2),

@@ -109,7 +109,7 @@ class _SourceConfig:
             fix = "set stochastic=True, too, or leave stream_name out"
             raise self._refused("stream_name", problem, fix=fix)
 
-    def _refused(self, name: str, problem: str, *, fix: str) -> ValueError:
+    def _refused(self, name: str, problem: str, *, fix: str) -> Exception:
         return Field(type(self).__name__, name, getattr(self, name)).refusal(problem, fix=fix)
 
     @property

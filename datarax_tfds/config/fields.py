@@ -76,19 +76,21 @@ def refuses_unknown_fields(cls: type[_Config]) -> type[_Config]:
 
 @dataclass(frozen=True)
 class Field:
-    """A field of a config and the value that it was given.
+    """A field of a config, or an argument, and the value that it was given.
 
     Args:
-        config: The name of the class.
+        subject: The class of the config, or the source or function with the argument.
         name: The name of the field.
-        value: The value as given.
-        kind: The type of the field.
+        value: Its value.
+        kind: The annotation of the field, which decides its check unless its name does.
+        error: The class of the error if the value is invalid.
     """
 
-    config: str
+    subject: str
     name: str
     value: Any
     kind: Any = None
+    error: type[Exception] = ValueError
 
     def checked(self) -> Any:
         """The value as the config keeps it.
@@ -99,8 +101,8 @@ class Field:
         kind = Literal if get_origin(self.kind) is Literal else self.kind
         return (_BY_NAME.get(self.name) or _BY_TYPE[kind])(self)
 
-    def refusal(self, problem: str, *, fix: str) -> ValueError:
-        return refused(ValueError, self.config, problem, fix=fix, **{self.name: repr(self.value)})
+    def refusal(self, problem: str, *, fix: str) -> Exception:
+        return refused(self.error, self.subject, problem, fix=fix, **{self.name: repr(self.value)})
 
 
 def _dataset_name(field: Field) -> str:
@@ -110,7 +112,7 @@ def _dataset_name(field: Field) -> str:
     if value is None or value == "":
         raise field.refusal("name is required.", fix=fix)
     if isinstance(value, os.PathLike):
-        fix = f"use {field.config}.from_directory({os.fspath(value)!r}, split='train')"
+        fix = f"use {field.subject}.from_directory({os.fspath(value)!r}, split='train')"
     if not isinstance(value, str):
         raise field.refusal(f"name must be a string, got {type(value).__name__}.", fix=fix)
     return value
@@ -157,14 +159,17 @@ def _directory(field: Field) -> str:
     return value
 
 
-def _flag(field: Field) -> bool:
+def flag(field: Field) -> bool:
+    """Checks that a value is True or False, also of NumPy."""
     if isinstance(field.value, bool | np.bool_):
         return bool(field.value)
     meant = str(field.value).lower() not in _NO
     raise field.refusal(f"{field.name} must be True or False.", fix=f"use {field.name}={meant}")
 
 
-def _integer(least: int) -> Callable[[Field], int]:
+def integer(least: int) -> Callable[[Field], int]:
+    """A check for an integer of at least this size."""
+
     def check(field: Field) -> int:
         if is_integer(field.value, least):
             return int(field.value)
@@ -196,7 +201,7 @@ def _names(field: Field) -> frozenset[str]:
     raise field.refusal(f"{field.name} must be a set of names.", fix=fix)
 
 
-def _instance(types: Any, words: str, *, fix: str) -> Callable[[Field], Any]:
+def instance(types: Any, words: str, *, fix: str) -> Callable[[Field], Any]:
     """A check for an instance of `types`; `words` names them, and {} in `fix` is the field."""
 
     def check(field: Field, fix: str = fix) -> Any:
@@ -210,29 +215,29 @@ def _instance(types: Any, words: str, *, fix: str) -> Callable[[Field], Any]:
     return check
 
 
-_function = _instance(Callable, "a function", fix="pass the function itself, as {}=function")
-_dict = _instance(Mapping, "a dict", fix="pass a value for each feature, as {}={'image': ...}")
+_function = instance(Callable, "a function", fix="pass the function itself, as {}=function")
+_dict = instance(Mapping, "a dict", fix="pass a value for each feature, as {}={'image': ...}")
 _BY_NAME: dict[str, Callable[[Field], Any]] = {
     "name": _dataset_name,
     "split": _split,
     "data_dir": _directory,
     "directory": _directory,
     "seed": lambda field: check_seed(field.value),
-    "prefetch_buffer": _integer(0),
-    "max_corrupt_records": _integer(0),
+    "prefetch_buffer": integer(0),
+    "max_corrupt_records": integer(0),
 }
 _BY_TYPE: dict[Any, Callable[[Field], Any]] = {
-    bool: _flag,
-    int: _integer(1),
-    int | None: _integer(1),
+    bool: flag,
+    int: integer(1),
+    int | None: integer(1),
     Literal: _choice,
     Set[str] | None: _names,
-    str | None: _instance(str, "a string that is not empty", fix="use {}='...', or leave it out"),
+    str | None: instance(str, "a string that is not empty", fix="use {}='...', or leave it out"),
     Callable[..., Any] | None: _function,
     Callable[..., Any] | nnx.Module | None: _function,
     dict[str, Any] | None: _dict,
     Mapping[str, Any] | None: _dict,
-    Mapping[str, Any] | PartialDecoding | None: _instance(
+    Mapping[str, Any] | PartialDecoding | None: instance(
         (Mapping, PartialDecoding),
         "a dict, or a tfds.decode.PartialDecoding",
         fix="pass a decoder for each feature, as {}={'image': tfds.decode.SkipDecoding()}",

@@ -1,7 +1,8 @@
 """Checks the arguments that users pass to a source, before they are used."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.core
@@ -10,7 +11,8 @@ import numpy as np
 from flax import nnx
 
 from datarax_tfds.config.config import AnyConfig
-from sharding.checks import is_integer, refused, whole_number
+from datarax_tfds.config.fields import Field, flag, integer
+from sharding.checks import refused, whole_number
 
 
 def _is_number(value: Any) -> bool:
@@ -28,93 +30,64 @@ def _is_key(value: Any) -> bool:
     return value.ndim == 1 and value.dtype == np.uint32 and value.size > 0
 
 
-class _Check(NamedTuple):
-    """A check of one argument.
+def _of(accepts: Callable[[Any], bool], words: str, *, fix: str) -> Callable[[Field], None]:
+    """A check for a value that is accepted; `words` says what it must be."""
 
-    Args:
-        argument: The name of the argument.
-        accepts: Whether a value is valid.
-        problem: The message if it is not.
-        fix: What to pass; `{}` stands for the nearest valid whole number.
-        kind: The class of the error.
-        least: The smallest valid number.
-    """
+    def check(field: Field) -> None:
+        if not accepts(field.value):
+            raise field.refusal(f"{field.name} must be {words}.", fix=fix)
 
-    argument: str
-    accepts: Callable[[Any], bool]
-    problem: str
-    fix: str
-    kind: type[Exception] = TypeError
-    least: int = 0
+    return check
 
 
-_CHECKS = [
-    _Check(
-        "rngs",
+def _at_least(least: int) -> Callable[[Field], int]:
+    return lambda field: integer(least)(replace(field, error=ValueError))
+
+
+def _position(field: Field) -> None:
+    value = field.value
+    if not _is_number(value):
+        fix = f"use start={max(whole_number(value) or 0, 0)}"
+        raise field.refusal("start must be an integer.", fix=fix)
+    if not isinstance(value, jax.core.Tracer):
+        _at_least(0)(replace(field, value=int(value)))
+
+
+# The check of each argument. An invalid value is a `TypeError`, or a `ValueError` if it is too low.
+_CHECKS: dict[str, Callable[[Field], Any]] = {
+    "rngs": _of(
         lambda value: value is None or isinstance(value, nnx.Rngs),
-        "rngs must be an nnx.Rngs, or left out.",
+        "an nnx.Rngs, or left out",
         fix="pass rngs=nnx.Rngs(0), or leave it out",
     ),
-    _Check(
-        "streams",
+    "streams": _of(
         lambda value: (
             isinstance(value, list | tuple | set | frozenset)
             and all(isinstance(name, str) for name in value)
         ),
-        "streams must be a list of names.",
+        "a list of names",
         fix="pass a list, as ['order']",
     ),
-    _Check(
-        "enabled",
-        lambda value: isinstance(value, bool | np.bool_),
-        "enabled must be True or False.",
-        fix="pass enabled=True for a random order, or enabled=False for that of the files",
-    ),
-    _Check(
-        "number",
+    "enabled": flag,
+    "number": _of(
         _is_number,
-        "the number of a record must be an integer.",
+        "one integer",
         fix="pass one integer, as source[0]; several with source.get_records(np.arange(8))",
     ),
-    _Check("start", _is_number, "start must be an integer.", fix="use start={}"),
-    _Check(
-        "start",
-        lambda value: isinstance(value, jax.core.Tracer) or value >= 0,
-        "start must be an integer of at least 0.",
-        fix="use start={}",
-        kind=ValueError,
-    ),
-    _Check(
-        "size",
-        lambda value: is_integer(value, 1),
-        "size must be an integer of at least 1.",
-        fix="use size={}",
-        kind=ValueError,
-        least=1,
-    ),
-    _Check(
-        "key",
+    "start": _position,
+    "size": _at_least(1),
+    "key": _of(
         lambda value: value is None or _is_key(value),
-        "key must be one PRNG key.",
+        "one PRNG key",
         fix="pass key=jax.random.key(0)",
     ),
-]
+}
 
 
 def require(subject: str, **arguments: Any) -> None:
-    """Raises if an argument fails one of the checks; the message begins with `subject`."""
-    for check in _CHECKS:
-        if check.argument in arguments and not check.accepts(arguments[check.argument]):
-            value = arguments[check.argument]
-            nearest = max(whole_number(value) or check.least, check.least)
-            raise refused(
-                check.kind,
-                subject,
-                check.problem,
-                **{check.argument: repr(value)},
-                got=type(value).__name__,
-                fix=check.fix.replace("{}", str(nearest)),
-            )
+    """Raises if an argument fails its check; the message begins with `subject`."""
+    for name, value in arguments.items():
+        _CHECKS[name](Field(subject, name, value, error=TypeError))
 
 
 def require_config(config: Any, kind: type, subject: str) -> None:

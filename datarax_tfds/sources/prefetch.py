@@ -7,8 +7,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
+from datarax_tfds.config.fields import Field, integer
 from datarax_tfds.order.cursor import Cursor
-from sharding.checks import is_integer, refused, whole_number
+from sharding.checks import refused
 
 
 class Taken(NamedTuple):
@@ -62,14 +63,7 @@ def prefetch_to_device(iterable: Iterable[Any], size: int = 2) -> Iterator[Any]:
         TypeError: `iterable` cannot be iterated over.
         ValueError: `size` is negative.
     """
-    if not is_integer(size, 0):
-        raise refused(
-            ValueError,
-            "prefetch_to_device",
-            "size must be a number of batches: an integer of at least 0.",
-            size=repr(size),
-            fix=f"use size={max(whole_number(size) or 2, 0)}",
-        )
+    integer(0)(Field("prefetch_to_device", "size", size))
     if isinstance(iterable, Positioned):
         return RestOfEpoch(iterable, size)
     if not isinstance(iterable, Iterable):
