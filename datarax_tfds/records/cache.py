@@ -15,8 +15,10 @@ from datarax_tfds.runtime.copying import not_copied
 class RecordCache:
     """Keeps the first records that are read, as many as fit, in arrays.
 
-    It never evicts. With a split larger than the cache, each epoch hits the same cached part; an
-    LRU cache would never hit. Safe to use from several threads.
+    A record has one place, its number modulo the number of places, and the first record that comes
+    to a place stays there. So nothing is kept for the records that are not in memory. It never
+    evicts: with a split larger than the cache, each epoch hits the same cached part; an LRU cache
+    would never hit. Safe to use from several threads.
 
     Args:
         read: Reads the records of these numbers `[n]` as arrays `[n, ...]`.
@@ -35,61 +37,57 @@ class RecordCache:
     ):
         self._read = read
         self._spec = spec
-        self._length = length
-        row_bytes = sum(
+        row_bytes = np.dtype(np.int64).itemsize + sum(
             math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(spec)
         )
-        table_bytes = np.dtype(np.int32).itemsize * length
-        self._capacity = max(0, min(length, (max_bytes - table_bytes) // max(row_bytes, 1)))
+        self._capacity = max(0, min(length, max_bytes // row_bytes))
         self._lock = threading.RLock()
         self.clear()
 
     def clear(self) -> None:
         """Forgets all records, and frees their memory."""
         with self._lock:
-            self._used = 0
             self._kept: tuple[np.ndarray, Any] | None = None
 
     def read(self, numbers: np.ndarray, _keys: Any = None, /) -> dict[str, Any]:
         """The records of these numbers `[n]`: NumPy arrays `[n, ...]`. Do not write to them."""
         if not self._capacity:
             return self._read(numbers)
-        places, columns = self._opened()
-        rows = places[numbers]
-        missing = np.flatnonzero(rows < 0)
+        owners, columns = self._opened()
+        places = numbers % self._capacity
+        missing = np.flatnonzero(owners[places] != numbers)
         if not len(missing):
-            return jax.tree.map(lambda column: column[rows], columns)
+            return jax.tree.map(lambda column: column[places], columns)
         fresh = self._read(numbers[missing])
         self._keep(numbers[missing], fresh)
         if len(missing) == len(numbers):
             return fresh
-        found = np.flatnonzero(rows >= 0)
+        found = np.setdiff1d(np.arange(len(numbers)), missing, assume_unique=True)
 
         def joined(column: np.ndarray, new: np.ndarray) -> np.ndarray:
             out = np.empty((len(numbers), *column.shape[1:]), column.dtype)
-            out[found], out[missing] = column[rows[found]], new
+            out[found], out[missing] = column[places[found]], new
             return out
 
         return jax.tree.map(joined, columns, fresh)
 
     def _opened(self) -> tuple[np.ndarray, Any]:
-        """The row of each record in the arrays (-1: not kept), and the arrays."""
+        """The number of the record at each place (-1: none), and the arrays."""
         with self._lock:
             if self._kept is None:
                 empty = lambda leaf: np.empty((self._capacity, *leaf.shape), leaf.dtype)  # noqa: E731
-                places = np.full(self._length, -1, np.int32)
-                self._kept = places, jax.tree.map(empty, self._spec)
+                owners = np.full(self._capacity, -1, np.int64)
+                self._kept = owners, jax.tree.map(empty, self._spec)
             return self._kept
 
     def _keep(self, numbers: np.ndarray, fresh: dict[str, Any]) -> None:
         with self._lock:
-            places, columns = self._opened()
-            # A batch may hold a record twice.
-            _, firsts = np.unique(numbers, return_index=True)
-            new = firsts[places[numbers[firsts]] < 0][: self._capacity - self._used]
-            stop = self._used + len(new)
+            owners, columns = self._opened()
+            # Records of a batch may share a place, and a batch may hold a record twice.
+            places, firsts = np.unique(numbers % self._capacity, return_index=True)
+            free = owners[places] < 0
+            places, firsts = places[free], firsts[free]
             for column, rows in zip(jax.tree.leaves(columns), jax.tree.leaves(fresh), strict=True):
-                column[self._used : stop] = rows[new]
-            # Last: without a lock, other threads read the rows to which this points.
-            places[numbers[new]] = np.arange(self._used, stop)
-            self._used = stop
+                column[places] = rows[firsts]
+            # Last: without a lock, other threads read the rows of these records.
+            owners[places] = numbers[firsts]
