@@ -15,3 +15,7 @@ def test_every_directory_has_the_state_whichever_process_writes_it(data_dir, tmp
             "process 1 is primary": [True, [2]],
             "process 1 is primary, by v1": [True, []],
         }
+    # One process looks at a shared directory, and tells the others.
+    looked = [json.loads((tmp_path / f"looked-{process}.json").read_text()) for process in range(2)]
+    assert looked[0]["process 1 is primary"] > 10
+    assert looked[1]["process 1 is primary"] <= 1  # at the file that process 0 has written

@@ -1,11 +1,12 @@
 """Finds the newest complete step of a checkpoint directory by looking at its files."""
 
+import functools
 import json
 import logging
 import os
 import urllib.parse
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from etils import epath
 from datarax_tfds.errors import StateMismatchError
 from datarax_tfds.runtime.small_files import temporary_file
 from datarax_tfds.state import state, state_file
-from sharding.hosts.agreement import agree, gathered
+from sharding.hosts.agreement import agree, extend_deadlines, gathered
 
 _log = logging.getLogger(__name__)
 
@@ -36,9 +37,10 @@ def latest_valid_step(manager: ocp.CheckpointManager, *, data: str = "data") -> 
     sees: remove skipped steps with `manager.delete(step)`, or train into another directory.
 
     The files of arrays are checked for their length, but not read. The directory is listed again at
-    each call. On several hosts, process 0 writes a temporary file into it, to find out whether all
-    hosts share the directory. If each host has its own directory, with Orbax's
-    `MultiprocessingOptions(primary_host=None)`, the step is the newest one that is complete on all.
+    each call. On several hosts, process 0 looks and tells the others, and writes a temporary file
+    into the directory, to find out whether all hosts share it. If each host has its own directory,
+    with Orbax's `MultiprocessingOptions(primary_host=None)`, each looks into its own, and the step
+    is the newest one that is complete on all.
 
     Args:
         manager: The manager of checkpoints in a local or mounted directory, or in an object store
@@ -49,16 +51,13 @@ def latest_valid_step(manager: ocp.CheckpointManager, *, data: str = "data") -> 
         The step, the same on every process; None if no step is complete.
 
     Raises:
-        DisagreementError: The processes do not share the directory, or see different steps in it.
+        DisagreementError: The processes do not share the directory.
     """
     directory, everyone = epath.Path(manager.directory), range(jax.process_count())
     if _has_a_directory_for_each_process(manager):
         found = gathered("latest_valid_step", list(_whole_steps(directory, data)), everyone)
         return max(set.intersection(*map(set, found)), default=None)
-    _require_shared(directory)
-    newest = next(_whole_steps(directory, data), None)
-    agree(f"latest_valid_step of {directory}", {"step": newest}, everyone)
-    return newest
+    return _found_by_process_0(directory, data)
 
 
 def _has_a_directory_for_each_process(manager: ocp.CheckpointManager) -> bool:
@@ -77,25 +76,34 @@ def _whole_steps(directory: epath.Path, data: str) -> Iterator[int]:
             _log.warning("%s: step %d is skipped: %s", directory, step, problem)
 
 
-def _require_shared(directory: epath.Path) -> None:
-    """Raises unless all hosts see the same directory, before a long run saves into it."""
-    if jax.process_count() == 1 or state_file.is_remote(directory):
-        return
-    subject, everyone = f"directory of checkpoints {directory}", range(jax.process_count())
-    with _file_of_process_0(Path(directory)) as mine:
-        name = gathered(subject, mine, everyone)[0]
-        seen = name is not None and (directory / name).exists()
-        there = {"file of process 0": "seen" if seen else "not seen"}
-        agree(f"{subject}, which all have to share", there, everyone)
+def _found_by_process_0(directory: epath.Path, data: str) -> int | None:
+    """The newest complete step. One process looks, because a step may have 500,000 chunks.
+
+    Raises unless all hosts see the same directory, before a long run saves into it.
+    """
+    first, everyone = jax.process_index() == 0, range(jax.process_count())
+    subject = f"directory of checkpoints {directory}"
+    with _file_for_all(directory) if first else nullcontext() as mine:
+        newest = None
+        if first:
+            with extend_deadlines(f"looking for the newest complete step in {directory}"):
+                newest = next(_whole_steps(directory, data), None)
+        name, newest = gathered(subject, [mine, newest], everyone)[0]
+        if not state_file.is_remote(directory):
+            seen = name is not None and (directory / name).exists()
+            there = {"file of process 0": "seen" if seen else "not seen"}
+            agree(f"{subject}, which all have to share", there, everyone)
+    return newest
 
 
 @contextmanager
-def _file_of_process_0(directory: Path) -> Iterator[str | None]:
-    """The name of a file that process 0 writes for the others to see; None on other processes."""
-    if jax.process_index() != 0 or not os.access(directory, os.W_OK):
+def _file_for_all(directory: epath.Path) -> Iterator[str | None]:
+    """The name of a file that all hosts see; None if it is not needed, or cannot be written."""
+    alone = jax.process_count() == 1 or state_file.is_remote(directory)
+    if alone or not os.access(directory, os.W_OK):
         yield None
         return
-    with temporary_file(directory, ".seen-by-all-") as file:
+    with temporary_file(Path(directory), ".seen-by-all-") as file:
         file.write(b"for a moment")
         file.flush()
         yield Path(file.name).name
@@ -130,8 +138,9 @@ def _problem(step: epath.Path, data: str) -> str | None:
         try:
             for text in _descriptions(directory):
                 json.loads(text.read_bytes())
+            length_of = functools.cache(_length)  # many chunks may be in one file
             for file, size in _files(directory):
-                if not file.is_file() or file.stat().length < size:
+                if length_of(file) < size:
                     return f"item {item!r} lacks {file.relative_to(step)}, or a part of it"
         except ValueError as error:  # of JSON, or TensorStore's
             return f"item {item!r} is damaged ({str(error).splitlines()[0]})"
@@ -140,6 +149,11 @@ def _problem(step: epath.Path, data: str) -> str | None:
     except StateMismatchError as error:
         return str(error).splitlines()[0]
     return None
+
+
+def _length(file: epath.Path) -> int:
+    """The length of a file in bytes; -1 if there is none."""
+    return file.stat().length if file.is_file() else -1
 
 
 def _descriptions(item: epath.Path) -> Iterator[epath.Path]:

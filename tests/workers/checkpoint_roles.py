@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 DATA_DIR, OUT = sys.argv[1], Path(sys.argv[2])
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "benchmarks"))
 
 import jax
 import orbax.checkpoint as ocp
+from file_operations import file_operations
 from orbax.checkpoint import v1
 
 from datarax_tfds import (
@@ -43,7 +45,7 @@ def manager_of(directory, primary_host):
 
 pipeline = new_pipeline()
 pipeline.step()
-found = {}
+found, looked = {}, {}
 for case, directory, primary_host in (
     ("a directory each", OUT / f"disk-{process}", None),
     ("process 1 is primary", OUT / "shared", 1),
@@ -56,13 +58,15 @@ for case, directory, primary_host in (
     with manager_of(directory, primary_host) as manager:
         restored = new_pipeline()
         manager.restore(2, args=ocp.args.Composite(data=DataRestore(restored)))
-        newest = [latest_valid_step(manager)]
+        with file_operations() as counts:
+            newest = [latest_valid_step(manager)]
         if case == "a directory each" and process == 1:
             # As after a disk that was full: the newest step is good on one host only.
             (directory / "2" / "data" / "data_state.json").unlink()
         if case == "a directory each":
             newest.append(latest_valid_step(manager))
         found[case] = [restored.get_state() == pipeline.get_state(), newest]
+        looked[case] = counts.total()
 shared = OUT / "shared-v1"
 context = v1.Context()
 context.multiprocessing.primary_host = 1
@@ -72,3 +76,4 @@ with context:
     v1.load_checkpointables(shared, {"data": DataCheckpointable(restored)})
 found["process 1 is primary, by v1"] = [restored.get_state() == pipeline.get_state(), []]
 (OUT / f"{process}.json").write_text(json.dumps(found))
+(OUT / f"looked-{process}.json").write_text(json.dumps(looked))
