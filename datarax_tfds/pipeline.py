@@ -338,7 +338,8 @@ class Pipeline(nnx.Module):
             StateMismatchError: A `ValueError`. The state is damaged, or belongs to another dataset,
                 split, order, seed or remainder; the message names every field that differs.
         """
-        cursor = cursor_from_state(state, self.identity, f"Pipeline of {self.source.name}")
+        subject, earlier = f"Pipeline of {self.source.name}", self.source.earlier_fingerprints
+        cursor = cursor_from_state(state, self.identity, subject, earlier)
         self.source.agree("Pipeline.set_state", dataclasses.asdict(cursor))
         self.source.seek(cursor)
 

@@ -108,9 +108,9 @@ class TFDSStreamingSource(Source[TFDSStreamingConfig, StreamingRecords]):
     _config_type = TFDSStreamingConfig
 
     def _opened(self, reader: RecordReader) -> StreamingRecords:
-        checked = reader.files.check(jax.process_index(), jax.process_count())
+        built = reader.files.build_indexes(jax.process_index(), jax.process_count())
         progress = tqdm(
-            checked,
+            built,
             desc=f"{self.name}: finding records",
             unit=" files",
             delay=_PROGRESS_DELAY_S,

@@ -17,7 +17,6 @@ from advice import Row
 from datarax_tfds import Cursor, CursorLog, Pipeline, audit
 from datarax_tfds.checkpoint import DataRestore, DataSave, latest_valid_step
 from datarax_tfds.files.record_files import Piece, RecordFiles
-from datarax_tfds.files.tfrecord import TFRecordFile, scanned_starts
 from datarax_tfds.files.tfrecord_index import TFRecordOpener
 from datarax_tfds.state import state_file
 from datarax_tfds.state.state import IDENTITY, Identity, to_state
@@ -171,24 +170,46 @@ def missing(u):
 
 
 def grown(u):
-    path = file_of(u)
-    starts = scanned_starts(path)
+    """A file that is opened again, as after many others, and is another one."""
+    path, u.opener = file_of(u), TFRecordOpener()
+    u.opener(path)
+    u.before = shutil.copy2(path, u.tmp / "before")
     with path.open("ab") as file:
         file.write(b"more")
-    return TFRecordFile(path, starts)
+    return u.opener(path)
+
+
+def as_it_was(u):
+    subprocess.run(["cp", "-p", str(u.before), str(file_of(u))], check=True)
+    return u.opener(file_of(u)).read([5])
+
+
+def damaged_again(u):
+    """An index whose last byte changes whenever it was written."""
+    path, opener = file_of(u), TFRecordOpener()
+    files = RecordFiles([Piece(path, 0, 24, 24)], opener, opener.rebuild_index)
+    while True:
+        files.read(np.array([23]))
+        with (path.parent / ".record_index" / path.name).open("r+b") as index:
+            index.seek(-1, os.SEEK_END)
+            index.write(b"\xff")
+
+
+def without_indexes(u):
+    shutil.rmtree(file_of(u).parent / ".record_index")
+    return read(u)
 
 
 def shrunk_while_read(u):
     path = file_of(u)
-    file = TFRecordFile(path, scanned_starts(path))
+    file = TFRecordOpener()(path)
     os.truncate(path, 100)
     return file.read([5])
 
 
 def reread(u, put):
     put(u)
-    path = file_of(u)
-    return TFRecordFile(path, scanned_starts(path)).read([5])
+    return TFRecordOpener()(file_of(u)).read([5])
 
 
 DAMAGED = [
@@ -289,10 +310,16 @@ DAMAGED = [
     ),
     Row(
         "the file has changed since its records were counted.",
-        "put back the file as it was, or build the source anew",
+        "put back the file as it was, with its time (cp -p), or build the source anew",
         grown,
-        put_back,
+        as_it_was,
         prepared_again,
+    ),
+    Row(
+        "the index of the file is damaged again, after it was built anew.",
+        "see whether the disk under .record_index is sound, delete that directory, and start again",
+        damaged_again,
+        without_indexes,
     ),
     Row(
         "the file was cut while it was read.",

@@ -173,7 +173,7 @@ class TestStoredFile:
         path = tmp_path / "file"
         path.write_bytes(b"content")
         file = StoredFile(path)
-        assert file.size() == 7
+        assert file.version().size == 7
         assert file.read_at(3, 9) == b"tent"
         file.close()
         with open(path) as other:  # it has the same number

@@ -27,7 +27,8 @@ from datarax_tfds import (
     audit,
 )
 from datarax_tfds.files.split import open_split
-from datarax_tfds.files.tfrecord import TFRecordFile, scanned_starts
+from datarax_tfds.files.tfrecord import scanned_starts
+from datarax_tfds.files.tfrecord_index import TFRecordOpener
 
 SIZE = 32
 # Two in a row, in the midst of a shard, and the last of all: what is delivered in their places.
@@ -267,7 +268,7 @@ def test_a_wrong_index_makes_no_record_corrupt(data_dir, tmp_path):
     shutil.copytree(data_dir / "tiny", tmp_path / "tiny")
     path = next((tmp_path / "tiny").rglob("*train.tfrecord-00001*"))
     stat, content, starts = path.stat(), path.read_bytes(), scanned_starts(path)
-    first, second, *others = TFRecordFile(path, starts).read(range(len(starts) - 1))
+    first, second, *others = TFRecordOpener()(path).read(range(len(starts) - 1))
     write_records(path, [first + bytes(8), second[:-8], *others])
     assert path.stat().st_size == stat.st_size
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))

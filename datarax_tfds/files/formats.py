@@ -4,7 +4,7 @@ To add one, such as Parquet:
 
 1. write a module with an opener, which opens a file as a `RecordFile`: see `array_record.py`
    for a format whose library finds records by number, and `tfrecord.py` and `tfrecord_index.py`
-   for one that needs our index;
+   for one that needs our index (`record_index.py`);
 2. add its name in TFDS to `FORMATS`;
 3. add a dataset of that format to `tests/tfds_datasets.py`, and damaged files to
    `tests/test_bad_files.py`.
@@ -44,7 +44,10 @@ class RecordFile(Protocol):
 
 
 class FileOpener(Protocol):
-    """Opens the files of one split. Several threads may call it at once for different files."""
+    """Opens the files of one split, each when it is first needed.
+
+    Several threads may call it at once for different files.
+    """
 
     def __call__(self, path: Path) -> RecordFile:
         """Opens a file.
@@ -59,6 +62,13 @@ class FileOpener(Protocol):
         """Called after a `DataLossError`; returns whether it has replaced a wrong index.
 
         If so, the caller opens and reads the file again.
+        """
+        ...
+
+    def unindexed(self, paths: Sequence[Path]) -> Sequence[Path]:
+        """The files among these that take long to open, because they have no index yet.
+
+        It must not look at the files one by one: there may be ten thousand.
         """
         ...
 

@@ -27,7 +27,6 @@ from datarax_tfds.config.dataset_lookup import (
 from datarax_tfds.errors import DatasetNotFoundError
 from datarax_tfds.files.formats import FORMATS
 from datarax_tfds.files.metadata_checks import (
-    require_inside,
     require_known_features,
     require_own_metadata,
 )
@@ -191,8 +190,6 @@ def _checked_builder(found: Found) -> Any:
         converted = FORMATS.keys() & info.alternative_file_formats
         if converted:
             builder = tfds.builder_from_directory(found.directory, file_format=min(converted))
-    for split in builder.info.splits.values():
-        require_inside(found.directory, map(Path, split.filepaths))
     return builder
 
 

@@ -1,7 +1,6 @@
 """The files of a split as one sequence of records, read by number."""
 
 import errno
-import itertools
 import logging
 import os
 import resource
@@ -19,7 +18,7 @@ import numpy as np
 from datarax_tfds.errors import RESTORE, DataLossError
 from datarax_tfds.files.formats import RecordFile
 from datarax_tfds.runtime.copying import not_copied
-from datarax_tfds.runtime.threads import ThreadPool
+from datarax_tfds.runtime.threads import ThreadPool, bounded
 from sharding.checks import refused
 from sharding.hosts.waits import result_of
 
@@ -47,7 +46,8 @@ class Piece(NamedTuple):
 class RecordFiles:
     """Reads the records of a split by number, from any of its files.
 
-    A file is opened at first use, and its number of records is then compared with the metadata.
+    A file is opened when the first of its records is read, and its number of records is then
+    compared with the metadata. So a process needs only the files whose records it reads.
     After an error that may pass, as on a network, a file is opened and read again. Several threads
     may read at once.
 
@@ -55,10 +55,11 @@ class RecordFiles:
         pieces: The parts of the split, in the order of the numbers.
         open_file: Opens a file: see `FileOpener`.
         rebuild_index: The method of `FileOpener`.
+        unindexed: The method of `FileOpener`.
         max_open: How many files stay open, those used last. By default, a quarter of the files that
-            the process may have open, and at most 1,024.
-        opening_threads: With how many threads `check` opens files. On a remote file system, opening
-            a file takes a round trip or two.
+            the process may have open (`ulimit -n`), since a file and its index take two.
+        opening_threads: With how many threads `build_indexes` opens files. On a remote file system,
+            opening a file takes a round trip or two.
         retry_waits_s: How long to wait before each further try after a transient error.
     """
 
@@ -67,6 +68,7 @@ class RecordFiles:
         pieces: Sequence[Piece],
         open_file: Callable[[Path], RecordFile],
         rebuild_index: Callable[[Path], bool] = lambda _: False,
+        unindexed: Callable[[Sequence[Path]], Sequence[Path]] = lambda paths: paths,
         *,
         max_open: int | None = None,
         opening_threads: int = 8,
@@ -76,6 +78,7 @@ class RecordFiles:
         self._ends = np.cumsum([piece.take for piece in pieces])
         self._open_file = open_file
         self._rebuild_index = rebuild_index
+        self._unindexed = unindexed
         self._max_open = max_open or _open_limit()
         self._opening_threads = opening_threads
         self._retry_waits_s = retry_waits_s
@@ -87,28 +90,31 @@ class RecordFiles:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def check(self, share: int = 0, shares: int = 1) -> Iterator[Path]:
-        """Opens every file once, which counts its records and builds its index.
+    def build_indexes(self, share: int = 0, shares: int = 1) -> Iterator[Path]:
+        """Opens the files that have no index yet, which counts their records and builds it.
 
         Args:
-            share: Which files come first, in `[0, shares)`. The processes of a job begin with
-                different files, and later find the indexes that the others have built.
+            share: Which files to open, in `[0, shares)`: every process of a job opens others, and
+                finds the indexes that the others have built when it reads those files.
             shares: The number of processes.
 
         Yields:
-            Each file, once it is checked.
+            Each file, once it is indexed.
 
         Raises:
             DataLossError: A file holds another number of records than the metadata say, is cut
                 short, or cannot be read.
             WaitTimeoutError: Opening or indexing a file takes longer than `stall_timeout_s`.
         """
-        pieces = list({piece.path: piece for piece in self._pieces}.values())
-        turns = [pieces[(share + turn) % shares :: shares] for turn in range(shares)]
+        pieces = {piece.path: piece for piece in self._pieces}
+        paths = bounded(
+            lambda: self._unindexed(list(pieces)[share::shares]),
+            "finding records",
+            lambda: f"looking for the indexes of the files in {self._pieces[0].path.parent}",
+        )
         pool = ThreadPool(self._opening_threads, "datarax_tfds_open")
         try:
-            ordered = itertools.chain.from_iterable(turns)
-            for counted in [pool.submit(self._counted, piece) for piece in ordered]:
+            for counted in [pool.submit(self._counted, pieces[path]) for path in paths]:
                 yield result_of(counted, "finding records", self.slowest)
         finally:
             pool.close()  # the garbage collector runs this if the caller stops early
@@ -117,7 +123,8 @@ class RecordFiles:
         """The serialized records of these numbers, in this order.
 
         Raises:
-            DataLossError: As `check`, or a checksum fails; the message names file, record and
+            DataLossError: A file holds another number of records than the metadata say, is cut
+                short, cannot be read, or a checksum fails; the message names file, record and
                 offset.
         """
         return self._read(numbers)
@@ -129,9 +136,10 @@ class RecordFiles:
     def _read(self, numbers: np.ndarray) -> list[bytes]:
         owners = np.searchsorted(self._ends, numbers, side="right")
         records: list[bytes] = [b""] * len(numbers)
-        for owner in np.unique(owners):
+        in_files = np.argsort(owners, kind="stable")
+        for rows in np.split(in_files, np.flatnonzero(np.diff(owners[in_files])) + 1):
+            owner = owners[rows[0]]
             piece = self._pieces[owner]
-            rows = np.flatnonzero(owners == owner)
             first = int(self._ends[owner]) - piece.take
             places = (numbers[rows] - first + piece.skip).tolist()
             try:
@@ -160,7 +168,7 @@ class RecordFiles:
         owner = int(np.searchsorted(self._ends, number, side="right"))
         piece = self._pieces[owner]
         place = int(number - self._ends[owner]) + piece.take + piece.skip
-        within = self._opened(piece).where(place)
+        within = self._tried(piece, lambda file: file.where(place))
         return f"record {place} of {piece.path} ({within}, tfds_id {piece.path.name}__{place})"
 
     def _counted(self, piece: Piece) -> Path:
@@ -256,4 +264,4 @@ class RecordFiles:
 
 def _open_limit() -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(1, min(soft // 4, 1024)) if soft > 0 else 1024
+    return max(1, soft // 4) if soft > 0 else 1 << 16

@@ -1,9 +1,10 @@
 """Finds the files of a split, and which of their records belong to it; or refuses the split."""
 
+import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from typing import Any
 from datarax_tfds.config.config import AnyConfig
 from datarax_tfds.errors import DataLossError
 from datarax_tfds.files.formats import FORMATS, FileOpener
+from datarax_tfds.files.metadata_checks import require_inside
 from datarax_tfds.files.preparing import prepared_builder
 from datarax_tfds.files.record_files import Piece, RecordFiles
+from datarax_tfds.files.stored_file import file_names, file_size
 from datarax_tfds.runtime.forks import refuse_in_forked_child
 from datarax_tfds.runtime.threads import bounded
 from sharding.checks import nearest, refused
@@ -27,9 +30,10 @@ class Split:
     Args:
         dataset: Name, config and version, as `mnist/3.0.1`.
         ranges: The resolved ranges, as `train[0:60000]`.
-        fingerprint: Digest of the names, lengths and sizes of the files.
-        earlier_fingerprint: The fingerprint in states of earlier versions, which counted a file
-            twice if two slices took records of it.
+        fingerprint: Digest of the names and lengths of the files, and of the bytes of the splits
+            that they belong to, according to the metadata. No file is looked at.
+        earlier_fingerprints: Returns the fingerprints of the same files in states of earlier
+            versions. It looks at the size of each file.
         files: The serialized records by number.
         info: The `tfds.core.DatasetInfo`.
     """
@@ -37,7 +41,7 @@ class Split:
     dataset: str
     ranges: str
     fingerprint: str
-    earlier_fingerprint: str
+    earlier_fingerprints: Callable[[], tuple[str, ...]]
     files: RecordFiles
     info: Any
 
@@ -59,7 +63,7 @@ class Split:
 def open_split(config: AnyConfig) -> Split:
     """Finds a split on disk, and prepares its dataset first if that is needed and allowed.
 
-    Reads metadata only. TensorFlow is imported only to prepare a dataset.
+    Reads metadata, and the names of the files. TensorFlow is imported only to prepare a dataset.
 
     Raises:
         WaitTimeoutError: Looking at the files takes longer than `stall_timeout_s`.
@@ -71,7 +75,7 @@ def open_split(config: AnyConfig) -> Split:
     subject = f"{config.name}:{config.split}"
     refuse_in_forked_child(subject)
     info = _info(config, subject)
-    doing = f"looking at the names and sizes of the files in {info.data_dir}"
+    doing = f"looking at the names of the files in {info.data_dir}"
     return bounded(lambda: _split_of(info, config, subject), subject, lambda: doing)
 
 
@@ -93,17 +97,22 @@ def _split_of(info: Any, config: AnyConfig, subject: str) -> Split:
         for instruction in info.splits[config.split].file_instructions
         if (length := instruction.examples_in_shard)
     ]
+    names = {name for name, _, _ in ranges}
+    empty = _empty_files(info, names)
+    require_inside(Path(info.data_dir), [*(piece.path for piece in pieces), *empty])
     _require_files(pieces, subject)
-    # A file counts once even if two slices take records of it, as in train[:50%]+train[50%:].
-    files = {piece.path: piece for piece in pieces}.values()
     opener = FORMATS[file_format]()
-    _check_empty_files(info, {name for name, _, _ in ranges}, opener)
+    _check_empty_files(empty, opener)
     return Split(
         dataset=info.full_name,
         ranges="+".join(f"{name}[{start}:{stop}]" for name, start, stop in ranges),
-        fingerprint=_fingerprint(files),
-        earlier_fingerprint=_fingerprint(pieces),
-        files=RecordFiles(pieces, opener, opener.rebuild_index),
+        fingerprint=_fingerprint(pieces, {name: info.splits[name].num_bytes for name in names}),
+        earlier_fingerprints=lambda: bounded(
+            lambda: _earlier_fingerprints(pieces),
+            subject,
+            lambda: f"looking at the sizes of the files in {info.data_dir}",
+        ),
+        files=RecordFiles(pieces, opener, opener.rebuild_index, opener.unindexed),
         info=info,
     )
 
@@ -128,25 +137,32 @@ def _info(config: AnyConfig, subject: str) -> Any:
         ) from error
 
 
-def _check_empty_files(info: Any, names: set[str], open_file: FileOpener) -> None:
+def _empty_files(info: Any, names: set[str]) -> list[Path]:
+    """The files of these splits that hold no records according to the metadata."""
+    empty: list[Path] = []
+    for name in sorted(names):
+        split = info.splits[name]
+        if 0 in split.shard_lengths:
+            lengths = zip(split.filepaths, split.shard_lengths, strict=True)
+            empty += [Path(path) for path, length in lengths if length == 0]
+    return empty
+
+
+def _check_empty_files(empty: Iterable[Path], open_file: FileOpener) -> None:
     """Refuses files that hold records but are empty according to the metadata.
 
     Otherwise these records would be left out.
     """
-    for name in sorted(names):
-        lengths = info.splits[name].shard_lengths
-        for path, length in zip(map(Path, info.splits[name].filepaths), lengths, strict=True):
-            if length == 0 and path.is_file() and path.stat().st_size:
-                records = len(open_file(path))
-                if records:
-                    raise refused(
-                        DataLossError,
-                        str(path),
-                        f"the file holds {records} records, dataset_info.json says 0.",
-                        bytes=path.stat().st_size,
-                        fix="put back the dataset_info.json that was written with the file, or"
-                        " delete its directory and prepare the dataset again",
-                    )
+    for path in empty:
+        if path.is_file() and (file_bytes := file_size(path)) and (records := len(open_file(path))):
+            raise refused(
+                DataLossError,
+                str(path),
+                f"the file holds {records} records, dataset_info.json says 0.",
+                bytes=file_bytes,
+                fix="put back the dataset_info.json that was written with the file, or"
+                " delete its directory and prepare the dataset again",
+            )
 
 
 def _ranges(info: Any, split: Any, subject: str) -> list[tuple[str, int, int]]:
@@ -208,7 +224,10 @@ def _union(ranges: list[tuple[str, int, int]]) -> str:
 
 def _require_files(pieces: Sequence[Piece], subject: str) -> None:
     """Raises a `DataLossError` if files of the split are missing."""
-    missing = [str(piece.path) for piece in pieces if not piece.path.is_file()]
+    names_in = functools.cache(file_names)  # one listing, in place of a look at each of the files
+    missing = [
+        str(piece.path) for piece in pieces if piece.path.name not in names_in(piece.path.parent)
+    ]
     if missing:
         raise refused(
             DataLossError,
@@ -220,9 +239,20 @@ def _require_files(pieces: Sequence[Piece], subject: str) -> None:
         )
 
 
-def _fingerprint(pieces: Iterable[Piece]) -> str:
-    """A digest of the names, lengths and sizes of files."""
-    lines = sorted(
-        f"{piece.path.name} {piece.length} {piece.path.stat().st_size}" for piece in pieces
-    )
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+def _fingerprint(pieces: Iterable[Piece], split_bytes: Mapping[str, int]) -> str:
+    """A digest of what the metadata say of the files: their names and lengths, and all bytes."""
+    # A file counts once even if two slices take records of it, as in train[:50%]+train[50%:].
+    files = {f"{piece.path.name} {piece.length}" for piece in pieces}
+    return _digest([*files, *(f"{name}: {size} bytes" for name, size in split_bytes.items())])
+
+
+def _earlier_fingerprints(pieces: Iterable[Piece]) -> tuple[str, str]:
+    """Digests with the sizes of the files; the second, which is older, counts a file for each slice
+    that takes records of it.
+    """
+    files = [f"{piece.path.name} {piece.length} {file_size(piece.path)}" for piece in pieces]
+    return _digest(set(files)), _digest(files)
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]

@@ -1,15 +1,28 @@
-"""Reads the bytes of files from the local or mounted file system.
+"""Reads the names and the bytes of files of the local or mounted file system.
 
-TFRecord files are read only through `StoredFile`. To read from another store, write a class with
-the same methods, and choose the class by the path.
+Files of records and their indexes are listed, measured and read only by what is in this module. To
+read from another store, write a class with the methods of `StoredFile`, and functions like
+`file_names` and `file_size`, and choose by the path.
 """
 
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import final
+from typing import NamedTuple, final
 
 from datarax_tfds.runtime.copying import not_copied
+
+# For our own files, in directories that others may write to: follows no link, waits for no pipe.
+_OWN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class FileVersion(NamedTuple):
+    """What changes when a file is written or replaced; in an object store, its generation."""
+
+    size: int
+    modified_ns: int
+    device: int
+    inode: int
 
 
 @final
@@ -18,16 +31,25 @@ class StoredFile:
     """A file that is open for reading at any place, by several threads at once.
 
     It is closed exactly once: by `close`, or when nothing refers to it any more.
+
+    Args:
+        path: The file.
+        own: Whether it is a file that we have written. A link in its place is refused, and a pipe
+            is not waited for.
+
+    Raises:
+        OSError: The file cannot be opened.
     """
 
     _descriptor = -1  # for `close`, if the file cannot be opened
 
-    def __init__(self, path: Path):
-        self._descriptor = os.open(path, os.O_RDONLY)
+    def __init__(self, path: Path, *, own: bool = False):
+        self._descriptor = os.open(path, _OWN if own else os.O_RDONLY)
 
-    def size(self) -> int:
-        """The present size of the file in bytes."""
-        return os.fstat(self._descriptor).st_size
+    def version(self) -> FileVersion:
+        """The present version of the file, with its size in bytes."""
+        found = os.fstat(self._descriptor)
+        return FileVersion(found.st_size, found.st_mtime_ns, found.st_dev, found.st_ino)
 
     def read_at(self, start: int, length: int) -> bytes:
         """`length` bytes from `start` on, or fewer at the end of the file."""
@@ -40,3 +62,20 @@ class StoredFile:
             close_descriptor(descriptor)
 
     __del__ = close
+
+
+def file_names(directory: Path) -> set[str]:
+    """The names of the files in a directory, from one listing; empty if there is no directory.
+
+    Only links, whose targets may be missing, are looked at one by one.
+    """
+    try:
+        with os.scandir(directory) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+
+
+def file_size(path: Path) -> int:
+    """The size of a file in bytes, without opening it."""
+    return os.stat(path).st_size

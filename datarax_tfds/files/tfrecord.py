@@ -1,5 +1,6 @@
 """The TFRecord format: finds where the records of a file begin, and reads any of them."""
 
+import functools
 import itertools
 import os
 import struct
@@ -12,14 +13,18 @@ import google_crc32c
 import numpy as np
 
 from datarax_tfds.errors import RESTORE, RESTORE_OR_SKIP, DataLossError
+from datarax_tfds.files.record_index import RecordIndex
 from datarax_tfds.files.stored_file import StoredFile
 from datarax_tfds.runtime.copying import not_copied
 from sharding.checks import refused
 from sharding.hosts.job import job
 
 # A frame: length, masked CRC-32C of the length, the record, masked CRC-32C of the record.
+_LENGTH = struct.Struct("<Q")
 _HEADER = struct.Struct("<QI")
 _FOOTER_BYTES = 4
+_WINDOW_BYTES = 1 << 20  # what the scan reads at once: with 2^18, it takes a third longer
+_FEW = 8  # checksums, which take less time one by one
 _LARGE_BYTES = 1 << 14  # after a record of at least this size, the scan reads only a header
 _MAX_READ_BYTES = 1 << 30  # Linux reads at most 2 GiB in one call
 FRAME_BYTES = _HEADER.size + _FOOTER_BYTES
@@ -28,7 +33,8 @@ FRAME_BYTES = _HEADER.size + _FOOTER_BYTES
 def scanned_starts(path: Path) -> np.ndarray:
     """Finds where the records of a file begin: reads each length and verifies its checksum.
 
-    A million records take about a second.
+    Two to five million records take about a second. The lengths are followed in Python, because
+    each says where the next one is; the checksums of many are verified at once.
 
     Returns:
         The offset of each record, `[records + 1]` int64; the last one is the size of the file.
@@ -36,29 +42,69 @@ def scanned_starts(path: Path) -> np.ndarray:
     Raises:
         DataLossError: The file is cut short, or a length fails its checksum.
     """
-    starts = [0]
+    found = [np.zeros(0, np.int64)]
+    start = count = record_bytes = 0
     with closing(StoredFile(path)) as file:
-        size = file.size()
-        window, window_start = b"", 0
-        while (start := starts[-1]) < size:
-            place = start - window_start
-            if place + _HEADER.size > len(window):
-                # Reads many small records at once, but only a header after a large record.
-                small = start - (starts[-2] if len(starts) > 1 else start) < _LARGE_BYTES
-                window = file.read_at(start, 1 << 19 if small else _HEADER.size)
-                window_start, place = start, 0
-                job.progress.pieces += 1  # so that the other processes keep waiting for this one
-            if len(window) - place < _HEADER.size:
-                problem = "the file is cut short."
-                raise _loss(path, problem, len(starts) - 1, start, fix=RESTORE)
-            length, checksum = _HEADER.unpack_from(window, place)
-            if checksum != _masked(google_crc32c.value(window[place : place + 8])):
-                problem = "a length fails its checksum."
-                raise _loss(path, problem, len(starts) - 1, start, fix=RESTORE)
-            starts.append(start + length + FRAME_BYTES)
-    if starts[-1] > size:
-        raise _loss(path, "the file is cut short.", len(starts) - 2, starts[-2], fix=RESTORE)
-    return np.array(starts)
+        size = file.version().size
+        while start < size:
+            # Reads many small records at once, but only a header after a large record.
+            small = record_bytes < _LARGE_BYTES
+            window = file.read_at(start, _WINDOW_BYTES if small else _HEADER.size)
+            job.progress.pieces += 1  # so that the other processes keep waiting for this one
+            places, end = _places_in(window)
+            if (damaged := _first_damaged(window, places)) is not None:
+                place = count + damaged, start + places[damaged]
+                raise _loss(path, "a length fails its checksum.", *place, fix=RESTORE)
+            if not places:
+                raise _loss(path, "the file is cut short.", count, start, fix=RESTORE)
+            found.append(np.add(places, start))
+            count += len(places)
+            record_bytes = end - places[-1]
+            start += end
+    starts = np.append(np.concatenate(found), start)
+    if start > size:
+        raise _loss(path, "the file is cut short.", count - 1, int(starts[-2]), fix=RESTORE)
+    return starts
+
+
+def _places_in(window: bytes) -> tuple[list[int], int]:
+    """The places of the headers that a window holds whole, and of the one that follows them."""
+    places, place, last = [], 0, len(window) - _HEADER.size
+    note, length_at = places.append, _LENGTH.unpack_from  # a third of the time of the loop
+    while place <= last:
+        note(place)
+        place += length_at(window, place)[0] + FRAME_BYTES
+    return places, place
+
+
+def _first_damaged(window: bytes, places: list[int]) -> int | None:
+    """Which of the headers at these places is the first whose checksum does not match."""
+    if len(places) < _FEW:
+        for row, place in enumerate(places):
+            _, checksum = _HEADER.unpack_from(window, place)
+            if checksum != _masked(google_crc32c.value(window[place : place + _LENGTH.size])):
+                return row
+        return None
+    content = np.frombuffer(window, np.uint8)
+    headers = content[np.array(places)[:, None] + np.arange(_HEADER.size)]
+    crcs = np.zeros(len(places), np.uint32)
+    for table, column in zip(_crc_tables(), headers.T, strict=False):
+        crcs ^= table[column]
+    written = np.ascontiguousarray(headers[:, _LENGTH.size :]).view("<u4")[:, 0]
+    damaged = np.flatnonzero(_masked(crcs) != written)
+    return int(damaged[0]) if len(damaged) else None
+
+
+@functools.cache
+def _crc_tables() -> np.ndarray:
+    """What each value of each byte of a length contributes to its CRC-32C: `[8, 256]` uint32.
+
+    A CRC is linear: that of a word is the XOR of those of its bytes, each among zeros.
+    """
+    words = np.arange(256, dtype="<u8") << 8 * np.arange(8, dtype="<u8")[:, None]
+    crcs = np.array([[google_crc32c.value(w.tobytes()) for w in row] for row in words], np.uint32)
+    crcs[1:] ^= crcs[0, 0]  # that of zeros counts once
+    return crcs
 
 
 @not_copied
@@ -66,37 +112,25 @@ class TFRecordFile:
     """An open TFRecord file; every checksum is verified.
 
     Args:
-        path: The file.
-        starts: The offsets that `scanned_starts` returned.
-
-    Raises:
-        DataLossError: The file now has another size.
+        path: The file, for messages.
+        file: The open file.
+        index: Where its records are.
     """
 
-    def __init__(self, path: Path, starts: np.ndarray):
+    def __init__(self, path: Path, file: StoredFile, index: RecordIndex):
         self._path = path
-        self._starts = starts
-        self._file = StoredFile(path)
-        size = self._file.size()
-        if size != starts[-1]:
-            self._file.close()
-            raise refused(
-                DataLossError,
-                str(path),
-                "the file has changed since its records were counted.",
-                bytes=f"{starts[-1]} then, {size} now",
-                fix="put back the file as it was, or build the source anew",
-            )
+        self._file = file
+        self._index = index
 
     def __len__(self) -> int:
-        return len(self._starts) - 1
+        return len(self._index)
 
     def where(self, place: int) -> str:
-        return f"byte {self._starts[place]}"
+        return f"byte {self._index.bounds(np.array([place]))[0][0]}"
 
     def read(self, places: Sequence[int]) -> list[bytes]:
         index = np.asarray(places, np.int64)
-        starts, stops = self._starts[index], self._starts[index + 1]
+        starts, stops = self._index.bounds(index)
         frames = self._frames(index, starts.tolist(), stops.tolist())
         cut = np.flatnonzero(np.fromiter(map(len, frames), np.int64) < stops - starts)
         if len(cut):

@@ -1,133 +1,194 @@
-"""The index of a TFRecord file: a small file that says where the records begin.
+"""Opens TFRecord files with their indexes, which are built at first use and kept on disk.
 
-It is built once and kept in `.record_index` beside the data, or in the user's cache directory if
-that cannot be written. Many processes may build and read it at once, because each writes a
-temporary file and renames it. An index that is damaged or does not fit the data is built again.
+An index is kept in `.record_index` beside the data, or in the user's cache directory if that cannot
+be written. Many processes may build and read it at once, because each writes a temporary file and
+renames it. An index that is damaged or does not fit the data is built again.
 """
 
 import contextlib
 import hashlib
+import itertools
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from datarax_tfds.errors import DataLossError
+from datarax_tfds.files.record_index import RecordIndex, index_content
+from datarax_tfds.files.stored_file import FileVersion, StoredFile, file_names
 from datarax_tfds.files.tfrecord import FRAME_BYTES, TFRecordFile, scanned_starts
-from datarax_tfds.runtime.small_files import draft_of, read_plain_file
+from datarax_tfds.runtime.small_files import draft_of
+from sharding.checks import refused
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 1
 _DIGEST_BYTES = 32
 _WORD_BYTES = 8
 
 
 class TFRecordOpener:
-    """Opens the TFRecord files of a split, and reads the index of each once."""
+    """Opens the TFRecord files of a split, and refuses one that changes while it is in use."""
 
     def __init__(self):
-        self._starts: dict[Path, tuple[tuple[int, ...], np.ndarray]] = {}
+        # The version of each file when it was first opened, and the digest of its index.
+        self._opened: dict[Path, tuple[FileVersion, bytes]] = {}
+        self._unkept: dict[Path, RecordIndex] = {}  # those that could not be written anywhere
         self._rebuilt: set[Path] = set()
         self._lock = threading.Lock()
 
     def __call__(self, path: Path) -> TFRecordFile:
-        if path not in self._starts:
-            version = _version(path)
-            self._starts[path] = version, record_starts(path)
-        return TFRecordFile(path, self._starts[path][1])
+        file = StoredFile(path)
+        version = file.version()
+        before, _ = self._opened.get(path, (version, b""))
+        if (before.size, before.modified_ns) != (version.size, version.modified_ns):
+            raise refused(
+                DataLossError,
+                str(path),
+                "the file has changed since its records were counted.",
+                bytes=f"{before.size} then, {version.size} now",
+                modified_ns=f"{before.modified_ns} then, {version.modified_ns} now",
+                fix="put back the file as it was, with its time (cp -p), or build the source anew",
+            )
+        index = self._unkept.get(path)
+        if index is None:
+            index, kept = open_index(path, version)
+            if not kept:
+                self._unkept[path] = index
+        self._opened[path] = before, index.digest
+        return TFRecordFile(path, file, index)
 
     def rebuild_index(self, path: Path) -> bool:
-        """Builds the index of a file again, at most once; returns whether it was wrong.
+        """Builds the index of a file again, at most once; returns whether it did.
 
-        The index is wrong if the file was replaced by one of the same size and modification time.
+        The index is wrong if its pages are damaged, or if the file was replaced by one of the same
+        size and modification time.
         """
         with self._lock:
             first = path not in self._rebuilt
             self._rebuilt.add(path)
-        if not first or path not in self._starts:
+        if not first or path not in self._opened:
             return False
-        version, starts = self._starts[path]
-        if version != _version(path):
+        version, digest = self._opened[path]
+        if version != StoredFile(path).version():
             return False  # the error stands, because a file in use must not be replaced
         try:
-            found = scanned_starts(path)
+            starts = scanned_starts(path)
         except DataLossError:
             return False  # the first error says more
-        if np.array_equal(found, starts):
-            return False
-        _log.warning("%s: the index was that of another file, and is built again.", path)
-        self._starts[path] = version, found
-        _keep(path, found)
+        index, kept = _keep(path, version, starts)
+        if index.digest != digest:
+            _log.warning("%s: the index was that of another file, and is built again.", path)
+        self._unkept.pop(path, None)
+        if not kept:
+            self._unkept[path] = index
         return True
 
+    def unindexed(self, paths: Sequence[Path]) -> list[Path]:
+        """The files among these that have no index yet, found by listing the places of indexes."""
+        found: list[Path] = []
+        for directory, files in itertools.groupby(paths, lambda path: path.parent):
+            beside, cache = _beside(directory), _cache_directory()
+            there = _names(beside)
+            missing = [path for path in files if path.name not in there]
+            if missing and cache is not None:
+                real, there = directory.resolve(), _names(cache)
+                missing = [path for path in missing if _cache_name(real / path.name) not in there]
+            found += missing
+        return found
 
-def record_starts(path: Path) -> np.ndarray:
-    """Returns what `scanned_starts` returns, from the index of the file if that is up to date.
+
+def open_index(path: Path, version: FileVersion) -> tuple[RecordIndex, bool]:
+    """The index of a file, which is built if there is none that fits; and whether it is on disk.
 
     Raises:
         DataLossError: As `scanned_starts`.
     """
-    header = _header(path)
-    # The size with as many records as fit into the file; anything larger is not an index.
-    max_bytes = _DIGEST_BYTES + header.nbytes + _WORD_BYTES * (header[1] // FRAME_BYTES + 1)
     for place in index_paths(path):
         with contextlib.suppress(OSError):
-            content = read_plain_file(place, int(max_bytes))
-            if content is not None and (starts := parse_index(content, header)) is not None:
-                return starts
-    starts = scanned_starts(path)
-    _keep(path, starts)
-    return starts
+            file = StoredFile(place, own=True)
+            index_bytes = file.version().size
+            index = RecordIndex.opened(file.read_at, index_bytes, version, str(path))
+            if index is not None:
+                return index, True
+            # The size with as many records as fit into the file; anything larger is not an index.
+            max_bytes = _DIGEST_BYTES + _WORD_BYTES * (version.size // FRAME_BYTES + 4)
+            content = file.read_at(0, index_bytes) if index_bytes <= max_bytes else b""
+            if (starts := parse_format_1(content, version)) is not None:
+                return _keep(path, version, starts)
+    return _keep(path, version, scanned_starts(path))
 
 
-def _keep(path: Path, starts: np.ndarray) -> None:
-    """Writes the index of a file to the first of its places that can be written."""
-    body = _header(path).tobytes() + starts.astype("<i8").tobytes()
+def _keep(path: Path, version: FileVersion, starts: np.ndarray) -> tuple[RecordIndex, bool]:
+    """Writes an index to the first of its places that can be written, and opens it; else opens it
+    in memory. Also returns whether it is on disk.
+    """
+    content = index_content(starts, version)
     for place in index_paths(path):
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            with draft_of(place) as file:
-                file.write(hashlib.sha256(body).digest() + body)
-            break
+            with draft_of(place) as draft:
+                draft.write(content)
         except OSError as error:
             _log.info("no index can be written to %s: %s", place.parent, error)
+            continue
+        with contextlib.suppress(OSError):  # another process may have removed or replaced it
+            file = StoredFile(place, own=True)
+            index = RecordIndex.opened(file.read_at, len(content), version, str(path))
+            if index is not None and index.digest == content[:_DIGEST_BYTES]:
+                return index, True
+        break
 
+    def read_at(start: int, length: int) -> bytes:
+        return content[start : start + length]
 
-def _header(path: Path) -> np.ndarray:
-    """The first words of an index: its format, and the size and modification time of the file."""
-    stat = path.stat()
-    return np.array([_FORMAT, stat.st_size, stat.st_mtime_ns], "<i8")
-
-
-def _version(path: Path) -> tuple[int, ...]:
-    """A value that changes when the file is written or replaced."""
-    stat = path.stat()
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+    index = RecordIndex.opened(read_at, len(content), version, str(path))
+    assert index is not None
+    return index, False
 
 
 def index_paths(path: Path) -> Iterator[Path]:
     """Where the index of a file may be, the best place first."""
-    beside = path.parent / ".record_index"
-    if not beside.is_symlink():  # anybody may have chosen the target of a link
+    if (beside := _beside(path.parent)) is not None:
         yield beside / path.name
+    if (cache := _cache_directory()) is not None:
+        yield cache / _cache_name(path.resolve())
+
+
+def _beside(directory: Path) -> Path | None:
+    beside = directory / ".record_index"
+    return None if beside.is_symlink() else beside  # anybody may have chosen the target of a link
+
+
+def _cache_directory() -> Path | None:
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if os.path.isabs(home):  # expanduser leaves `~` in the path of a user without a home
-        name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
-        yield Path(home) / "datarax_tfds" / "record_index" / name
+    # `expanduser` leaves `~` in the path of a user without a home.
+    return Path(home) / "datarax_tfds" / "record_index" if os.path.isabs(home) else None
 
 
-def parse_index(content: bytes, header: np.ndarray) -> np.ndarray | None:
-    """The starts in an index; None if it is damaged, or of a file with another header."""
+def _cache_name(path: Path) -> str:
+    return hashlib.sha256(str(path).encode()).hexdigest()[:32]
+
+
+def _names(directory: Path | None) -> set[str]:
+    with contextlib.suppress(OSError):
+        return set() if directory is None else file_names(directory)
+    return set()
+
+
+def parse_format_1(content: bytes, version: FileVersion) -> np.ndarray | None:
+    """The offsets in an index of format 1; None if it is damaged, or of another file.
+
+    It holds a SHA-256 of the rest, three words (format, size, modification time), and the offsets.
+    """
     digest, body = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
     if hashlib.sha256(body).digest() != digest or len(body) % _WORD_BYTES:
         return None
     words = np.frombuffer(body, "<i8")
-    if not np.array_equal(words[: len(header)], header):
+    if words[:3].tolist() != [1, version.size, version.modified_ns]:
         return None
-    starts = words[len(header) :].astype(np.int64, copy=False)
-    whole = len(starts) and starts[0] == 0 and starts[-1] == header[1]
+    starts = words[3:].astype(np.int64, copy=False)
+    whole = len(starts) and starts[0] == 0 and starts[-1] == version.size
     return starts if whole and (np.diff(starts) >= FRAME_BYTES).all() else None

@@ -79,6 +79,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
     Attributes:
         sampler: Which record stands at which position.
         records: Reads the records. It is not part of the state, of `nnx.split` or of a checkpoint.
+        earlier_fingerprints: That of `Split`, for states of earlier versions.
         turn: The lock that a thread holds while it moves the cursor. Nothing else waits for it.
     """
 
@@ -107,6 +108,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
         self.sharding = nnx.static(resolved_sharding(sharding, name))
         split = open_split(config) if _reader is None else _reader.split
         self._info = nnx.static(split.info)
+        self.earlier_fingerprints = nnx.static(split.earlier_fingerprints)
         self.length = len(split)
         self._configure(config, rngs, name)
         self.sampler = self._configured_sampler()
@@ -119,14 +121,13 @@ class Source(nnx.Module, Generic[Config, Opened]):
             split=split.ranges,
             records=self.length,
             fingerprint=split.fingerprint,
-            earlier_fingerprint=split.earlier_fingerprint,
             features=_digest(reader.spec, config),
             user_code=reader.user_code,
             shuffle=config.shuffle,
             seed=None,
         )
         corrupt = {"max_corrupt_records": config.max_corrupt_records}
-        self.agree("construction", dataclasses.asdict(self.identity) | reader.versions | corrupt)
+        self.agree("construction", self.identity.saved() | reader.versions | corrupt)
         self._corrupt: CorruptRecords = nnx.static(reader.corrupt)
         self._records: Opened = nnx.static(self._opened(reader))
         self.index = Index(0)
@@ -488,7 +489,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
             StateMismatchError: A `ValueError`. The state is damaged, or belongs to another dataset,
                 split, order or seed; the message names every field that differs.
         """
-        cursor = cursor_from_state(state, self.identity, self.name)
+        cursor = cursor_from_state(state, self.identity, self.name, self.earlier_fingerprints)
         self.agree("set_state", dataclasses.asdict(cursor))
         self.seek(cursor)
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,15 +27,13 @@ class Identity:
         dataset: The name, config and version, as `mnist/3.0.1`.
         split: The resolved ranges, as `train[0:60000]`, however the split was written.
         records: Number of records N.
-        fingerprint: Digest of the names, lengths and sizes of the files.
+        fingerprint: Digest of the names and lengths of the files, and of the bytes of the splits.
         features: Digest of the names, dtypes and shapes of a record's arrays. It ends in
             `, stateful map_fn` if the values may differ after a resume.
         shuffle: Whether the records come in random order.
         seed: The seed of the order and of a random `map_fn`; None without either.
         remainder: What happens at the end of an epoch.
         order: The version of the algorithm that orders the records, with its parameters.
-        earlier_fingerprint: The fingerprint of the same files in states of earlier versions. It is
-            not saved.
         user_code: Digest of what `map_fn` and other code of users computes, with the version of
             TensorFlow. A state with another digest is restored with a warning. It is None, and not
             saved, without such code, or if the code may compute something else in every run.
@@ -50,8 +48,12 @@ class Identity:
     seed: int | None
     remainder: Remainder = "wrap"
     order: int | str = order.VERSION
-    earlier_fingerprint: str | None = field(default=None, compare=False)
     user_code: str | None = field(default=None, compare=False)
+
+    def saved(self) -> dict[str, Any]:
+        """The fields that are part of a state."""
+        code = {} if self.user_code is None else {"user_code": self.user_code}
+        return {name: getattr(self, name) for name in IDENTITY} | code
 
 
 IDENTITY = tuple(each.name for each in dataclasses.fields(Identity) if each.compare)
@@ -69,14 +71,17 @@ def to_state(cursor: Cursor, identity: Identity) -> dict[str, Any]:
         "schema": SCHEMA,
         "epoch": cursor.epoch,
         "index": cursor.index,
-        **{name: getattr(identity, name) for name in IDENTITY},
+        **identity.saved(),
     }
-    if identity.user_code is not None:
-        fields["user_code"] = identity.user_code
     return fields | {"sha256": _digest(fields)}
 
 
-def cursor_from_state(state: Mapping[str, Any], identity: Identity, subject: str) -> Cursor:
+def cursor_from_state(
+    state: Mapping[str, Any],
+    identity: Identity,
+    subject: str,
+    earlier_fingerprints: Callable[[], Collection[str]] = tuple,
+) -> Cursor:
     """The cursor of a saved state, which must be undamaged and have this identity.
 
     Warns if the user's code computes something else than in the run that was saved.
@@ -85,6 +90,8 @@ def cursor_from_state(state: Mapping[str, Any], identity: Identity, subject: str
         state: What `to_state` returned, possibly after a round trip through JSON.
         identity: The identity of the run that continues.
         subject: The source or pipeline that restores, for messages.
+        earlier_fingerprints: Returns the fingerprints of the same files in states of earlier
+            versions. It may look at each file, and is called only if the fingerprints differ.
 
     Raises:
         TypeError: `state` is not a dict.
@@ -92,10 +99,11 @@ def cursor_from_state(state: Mapping[str, Any], identity: Identity, subject: str
             message names every field that differs, with its saved and its present value.
     """
     fields = validated(state, subject)
-    now = dataclasses.asdict(identity)
+    now = identity.saved()
+    fingerprint = fields["fingerprint"]
     same = {
         "split": merged(fields["split"]) == merged(identity.split),
-        "fingerprint": fields["fingerprint"] in (now["fingerprint"], now["earlier_fingerprint"]),
+        "fingerprint": fingerprint == identity.fingerprint or fingerprint in earlier_fingerprints(),
     }
     differing = [name for name in IDENTITY if not same.get(name, fields[name] == now[name])]
     if differing:

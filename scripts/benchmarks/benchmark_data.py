@@ -1,11 +1,19 @@
 """Writes the datasets that the benchmarks read, once, into a data directory."""
 
-from collections.abc import Iterator
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
+
+from datarax_tfds.files.record_index import index_content
+from datarax_tfds.files.stored_file import FileVersion
 
 
 class InMemory:
@@ -61,6 +69,103 @@ def million(data_dir: Path) -> Path:
                 writer.write(bytes(50))
         draft.rename(path)
     return path
+
+
+@dataclass(frozen=True)
+class SparseSplit:
+    """A split of any size, whose files are sparse: only the records that are needed are there.
+
+    The indexes are names of one file, since all files have the same size and time.
+
+    Args:
+        data_dir: Where it is written.
+        files: The number of files.
+        file_records: The number of records in each file.
+    """
+
+    data_dir: Path
+    files: int
+    file_records: int
+    floats: ClassVar[int] = 2000  # in a record
+    name: ClassVar[str] = "bench_sparse"
+    modified_ns: ClassVar[int] = 10**18
+
+    @property
+    def directory(self) -> Path:
+        return self.data_dir / self.name / "1.0.0"
+
+    def __len__(self) -> int:
+        return self.files * self.file_records
+
+    @property
+    def frame_bytes(self) -> int:
+        """How many bytes of a file a record takes."""
+        return len(_frame([0.0] * self.floats))
+
+    def path(self, file: int) -> Path:
+        return self.directory / f"{self.name}-train.tfrecord-{file:05}-of-{self.files:05}"
+
+    def write(self, numbers: Iterable[int]) -> None:
+        """Writes the split, with the records of these numbers. A record holds its own number, as
+        the number of its file and the place there.
+        """
+        frame_bytes = self.frame_bytes
+        shutil.rmtree(self.directory, ignore_errors=True)
+        indexes = self.directory / ".record_index"
+        indexes.mkdir(parents=True)
+        self._write_metadata(frame_bytes)
+        for file in range(self.files):
+            self.path(file).touch()
+            os.truncate(self.path(file), frame_bytes * self.file_records)
+        for number in numbers:
+            file, place = divmod(int(number), self.file_records)
+            with self.path(file).open("r+b") as content:
+                content.seek(place * frame_bytes)
+                content.write(_frame([file, place, *[0.0] * (self.floats - 2)]))
+        starts = np.arange(self.file_records + 1) * frame_bytes
+        version = FileVersion(int(starts[-1]), self.modified_ns, 0, 0)
+        first = indexes / self.path(0).name
+        for file in range(self.files):
+            os.utime(self.path(file), ns=(self.modified_ns, self.modified_ns))
+            index = indexes / self.path(file).name
+            if file % 1000:  # a file may have about so many names
+                index.hardlink_to(first)
+            else:
+                first = index
+                index.write_bytes(index_content(starts, version))
+
+    def _write_metadata(self, frame_bytes: int) -> None:
+        tensor = {"dtype": "float32", "encoding": "none", "shape": {"dimensions": [self.floats]}}
+        package = "tensorflow_datasets.core.features"
+        features = {
+            "pythonClassName": f"{package}.features_dict.FeaturesDict",
+            "featuresDict": {
+                "features": {
+                    "x": {"pythonClassName": f"{package}.tensor_feature.Tensor", "tensor": tensor}
+                }
+            },
+        }
+        split = {
+            "name": "train",
+            "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+            "numBytes": str(frame_bytes * len(self)),
+            "shardLengths": [str(self.file_records)] * self.files,
+        }
+        info = {"name": self.name, "version": "1.0.0", "fileFormat": "tfrecord", "splits": [split]}
+        (self.directory / "features.json").write_text(json.dumps(features))
+        (self.directory / "dataset_info.json").write_text(json.dumps(info))
+
+
+def _frame(values: list[float]) -> bytes:
+    """The bytes of a TFRecord file of one example."""
+    import tensorflow as tf
+
+    x = tf.train.Feature(float_list=tf.train.FloatList(value=values))
+    example = tf.train.Example(features=tf.train.Features(feature={"x": x}))
+    with tempfile.NamedTemporaryFile() as file:
+        with tf.io.TFRecordWriter(file.name) as writer:
+            writer.write(example.SerializeToString())
+        return Path(file.name).read_bytes()
 
 
 def _written(

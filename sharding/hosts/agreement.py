@@ -113,7 +113,7 @@ def extend_deadlines(doing: str, *, measured: bool = False) -> Iterator[Callable
     """Makes the other processes wait longer for this one while it does slow one-off work.
 
         with extend_deadlines("indexing files", measured=True) as advance:
-            for _ in files.check():
+            for _ in files.build_indexes():
                 advance()
 
     Args:
