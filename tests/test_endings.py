@@ -8,20 +8,46 @@ import launch_local
 import pytest
 from checkout import GUARD_S, WORKERS
 
+# These wait for 10 to 30 s, nearly all of it without work.
+LONG = [("thread", 1), ("SystemExit", 1), ("end", 0), ("end early", 1), ("SystemExit early", 1)]
 
-def ended(how, who, logs):
-    """The exit statuses of two processes, one of which ends so, and what the other one said."""
-    command = [sys.executable, str(WORKERS / "ends.py"), how, str(who)]
-    processes = launch_local.start(2, command, logs)
-    log = logs / f"process-{1 - who}.log"
-    deadline = time.monotonic() + GUARD_S
+
+def run(cases, folder):
+    """Runs pairs of processes at once, one of which ends in its way.
+
+    Returns, by case, the exit statuses, and what the other process said.
+    """
+    jobs, found = {}, {}
     try:
-        while any(process.poll() is None for process in processes):
-            assert time.monotonic() < deadline, log.read_text()[-2000:]
-            time.sleep(0.05)
+        for number, (how, who) in enumerate(cases):
+            logs = folder / str(number)
+            logs.mkdir()
+            command = [sys.executable, str(WORKERS / "ends.py"), how, str(who)]
+            log = logs / f"process-{1 - who}.log"
+            jobs[how, who] = launch_local.start(2, command, logs), log
+        deadline = time.monotonic() + GUARD_S
+        for case, (processes, log) in jobs.items():
+            while any(process.poll() is None for process in processes):
+                assert time.monotonic() < deadline, log.read_text()[-2000:]
+                time.sleep(0.05)
+            found[case] = [process.returncode for process in processes], log.read_text()
     finally:
-        launch_local.end(processes)
-    return [process.returncode for process in processes], log.read_text()
+        for processes, _ in jobs.values():
+            launch_local.end(processes)
+    return found
+
+
+@pytest.fixture(scope="module")
+def of_long(tmp_path_factory):
+    return run(LONG, tmp_path_factory.mktemp("long"))
+
+
+@pytest.fixture
+def ended(request, tmp_path, how, who):
+    """The exit statuses of two processes, one of which ends so, and what the other one said."""
+    if (how, who) in LONG:
+        return request.getfixturevalue("of_long")[how, who]
+    return run([(how, who)], tmp_path)[how, who]
 
 
 if sys.version_info >= (3, 12):
@@ -45,10 +71,8 @@ else:  # nothing shows the status of one that sys.exit() did not raise
         ("end apart", 1, (1, 0), r"process 1 .*has ended, and did not come here"),
     ],
 )
-def test_whoever_waits_for_a_process_that_ended_hears_which_and_how(
-    tmp_path, how, who, statuses, heard
-):
-    found, log = ended(how, who, tmp_path)
+def test_whoever_waits_for_a_process_that_ended_hears_which_and_how(ended, statuses, heard):
+    found, log = ended
     assert re.search(heard, log), log[-3000:]
     assert tuple(found) == statuses
 
@@ -63,8 +87,8 @@ def test_whoever_waits_for_a_process_that_ended_hears_which_and_how(
         ("children", 1),
     ],
 )
-def test_a_process_that_is_not_missed_disturbs_nobody(tmp_path, how, who):
-    found, log = ended(how, who, tmp_path)
+def test_a_process_that_is_not_missed_disturbs_nobody(ended):
+    found, log = ended
     assert found == [0, 0], log[-3000:]
     assert "finished" in log
     assert log.count("has ended") <= 1, log[-3000:]

@@ -80,10 +80,7 @@ CONTEXTS = {
         other_mesh(AxisType.Explicit, AxisType.Explicit).abstract_mesh
     ),
     "with mesh": legacy_mesh,
-    "transfer_guard": lambda: jax.transfer_guard("disallow"),
-    "transfer_guard_host_to_device": lambda: jax.transfer_guard_host_to_device("disallow"),
-    "transfer_guard_device_to_host": lambda: jax.transfer_guard_device_to_host("disallow"),
-    "transfer_guard_device_to_device": lambda: jax.transfer_guard_device_to_device("disallow"),
+    "transfer_guard": lambda: jax.transfer_guard("disallow"),  # in each direction
     "default_device": lambda: jax.default_device(jax.devices()[5]),
     "default_device by name": lambda: jax.default_device("cpu"),
     "disable_jit": lambda: jax.disable_jit(),

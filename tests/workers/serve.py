@@ -44,7 +44,7 @@ CROSSING = "model axis across processes"
 MESHES = {
     1: {"all"},
     2: {"all", "explicit", "reversed", "one device each", CROSSING},
-    4: {"all", "reversed", CROSSING},
+    4: {"all", CROSSING},
 }
 # What programs of a caller's own do is compiled for each, which takes longest.
 WITHIN_JIT = {
