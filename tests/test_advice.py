@@ -29,7 +29,7 @@ LOGS = "look in the logs of those processes for what they wait for; if they only
 ALIKE = "test_agreement.py::test_processes_that_differ_refuse_before_anything_is_read_or_moved"
 FAILED = "test_agreement.py::test_no_process_waits_for_one_that_failed"
 ENDED = "test_endings.py::test_whoever_waits_for_a_process_that_ended_hears_which_and_how"
-SERVED = "test_processes.py::test_every_device_holds_the_rows_it_should_on_any_number_of_processes"
+SERVED = "test_processes.py::test_every_device_holds_its_rows_on_any_number_of_processes"
 PREEMPTED = (
     "test_preemption.py::"
     "test_a_signal_to_one_process_stops_all_at_one_step_or_says_that_nobody_asks"
