@@ -1,10 +1,10 @@
-"""A pytest plugin: tests that start several processes get a second try, and are listed as flaky.
+"""A pytest plugin: failed tests get a second try, and are listed as flaky if it passes.
 
     pytest --second-try flaky.txt
 
 Three failed tests at most run again, one after the other and with no other test beside them; more
-failures, or failures of other tests, have another cause than a busy machine. What the first try
-printed is shown, and appended to the file for each test that passes the second time.
+failures have another cause than a busy machine. What the first try printed is shown, and appended
+to the file for each test that passes the second time.
 """
 
 import subprocess
@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import costs
 import pytest
 
 MOST = 3
@@ -47,8 +46,7 @@ class SecondTry:
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> Iterator[None]:
         result = yield  # pytest prints the failures of the first try
         failures = self._failures
-        of_processes = all(costs.group(test) == "processes" for test in failures)
-        if exitstatus == pytest.ExitCode.TESTS_FAILED and of_processes and len(failures) <= MOST:
+        if exitstatus == pytest.ExitCode.TESTS_FAILED and len(failures) <= MOST:
             again = [test for test in failures if not self._passes(test, session.config)]
             if not again:
                 session.exitstatus = pytest.ExitCode.OK

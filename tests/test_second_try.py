@@ -1,4 +1,4 @@
-"""The second try of tests that start several processes."""
+"""The second try of failed tests."""
 
 import os
 import subprocess
@@ -22,19 +22,16 @@ def test_it(name):
 
 
 @pytest.mark.parametrize(
-    ("file", "names", "sound", "status", "tries", "flaky"),
+    ("names", "sound", "status", "tries", "flaky"),
     [
-        ("test_launch_local", ["a", "b: c::d"], True, 0, 2, 2),
-        ("test_launch_local", ["a"], False, 1, 1, 0),  # it fails twice
-        ("test_launch_local", ["a", "b", "c", "d"], True, 1, 0, 0),  # more than a busy machine does
-        ("test_cursor", ["a"], True, 1, 0, 0),  # it starts no processes
+        (["a", "b: c::d"], True, 0, 2, 2),
+        (["a"], False, 1, 1, 0),  # it fails twice
+        (["a", "b", "c", "d"], True, 1, 0, 0),  # more than a busy machine does
     ],
 )
-def test_up_to_three_tests_of_processes_are_tried_again(
-    tmp_path, file, names, sound, status, tries, flaky
-):
+def test_up_to_three_tests_are_tried_again(tmp_path, names, sound, status, tries, flaky):
     (tmp_path / "conftest.py").write_text("pytest_plugins = ['second_try']")
-    (tmp_path / f"{file}.py").write_text(TEST.format(names=names, sound=sound))
+    (tmp_path / "test_it.py").write_text(TEST.format(names=names, sound=sound))
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--second-try", "flaky.txt"],
         cwd=tmp_path,
