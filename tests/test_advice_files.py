@@ -187,9 +187,12 @@ def as_it_was(u):
 def damaged_again(u):
     """An index whose last byte changes whenever it was written."""
     path, opener = file_of(u), TFRecordOpener()
-    files = RecordFiles([Piece(path, 0, 24, 24)], opener, opener.rebuild_index)
-    while True:
+    other = shutil.copy(path, u.tmp / "other")
+    pieces = [Piece(each, 0, 24, 24) for each in (path, other)]
+    files = RecordFiles(pieces, opener, opener.rebuild_index, max_open=1)
+    for _ in range(3):
         files.read(np.array([23]))
+        files.read(np.array([24]))  # which closes the first file
         with (path.parent / ".record_index" / path.name).open("r+b") as index:
             index.seek(-1, os.SEEK_END)
             index.write(b"\xff")

@@ -251,3 +251,29 @@ def test_metadata_that_hang_when_they_are_read_are_named_and_bounded(
     config = TFDSEagerConfig(name="tiny", split="train", data_dir=str(tmp_path))
     with pytest.raises(WaitTimeoutError, match=r"tiny:train(.|\n)*tiny(.|\n)*stall_timeout_s"):
         open_split(config)
+
+
+@pytest.mark.parametrize(
+    ("index_bytes", "kept"),
+    [(0, 5), (8, 2)],  # two files of 50 million records take 800 MB, three take 1.2 GB
+)
+def test_files_stay_open_up_to_a_limit_of_memory(index_bytes, kept):
+    opened, records = [], 50_000_000
+
+    class File:
+        def __init__(self, path):
+            opened.append(path)
+
+        def __len__(self):
+            return records
+
+        def read(self, places):
+            return [b""] * len(places)
+
+    pieces = [Piece(Path(f"{number}"), 0, records, records) for number in range(5)]
+    files = RecordFiles(pieces, File, index_bytes=index_bytes)
+    files.read(np.arange(5) * records)
+    opened.clear()
+    for number in reversed(range(5)):  # those used last come first
+        files.read(np.array([number * records]))
+    assert len(opened) == 5 - kept

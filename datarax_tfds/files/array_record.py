@@ -57,6 +57,8 @@ class ArrayRecordFile:
 
 
 class ArrayRecordOpener:
+    index_bytes = 8  # the library keeps the offset of each record in memory
+
     def __call__(self, path: Path) -> ArrayRecordFile:
         return ArrayRecordFile(path)
 

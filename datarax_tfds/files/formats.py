@@ -47,7 +47,12 @@ class FileOpener(Protocol):
     """Opens the files of one split, each when it is first needed.
 
     Several threads may call it at once for different files.
+
+    Attributes:
+        index_bytes: How much memory an open file takes for each of its records.
     """
+
+    index_bytes: int
 
     def __call__(self, path: Path) -> RecordFile:
         """Opens a file.

@@ -24,6 +24,8 @@ from sharding.hosts.waits import result_of
 
 _log = logging.getLogger(__name__)
 
+_OPEN_BYTES = 1 << 30  # of memory for open files
+
 # Errors of network file systems that may pass once the file is opened again.
 _TRANSIENT = frozenset({errno.EAGAIN, errno.EIO, errno.ENOENT, errno.ESTALE, errno.ETIMEDOUT})
 
@@ -56,8 +58,10 @@ class RecordFiles:
         open_file: Opens a file: see `FileOpener`.
         rebuild_index: The method of `FileOpener`.
         unindexed: The method of `FileOpener`.
+        index_bytes: That of `FileOpener`.
         max_open: How many files stay open, those used last. By default, a quarter of the files that
-            the process may have open (`ulimit -n`), since a file and its index take two.
+            the process may have open (`ulimit -n`), since a file and its index take two; and no
+            more than 1 GiB of memory can hold.
         opening_threads: With how many threads `build_indexes` opens files. On a remote file system,
             opening a file takes a round trip or two.
         retry_waits_s: How long to wait before each further try after a transient error.
@@ -70,6 +74,7 @@ class RecordFiles:
         rebuild_index: Callable[[Path], bool] = lambda _: False,
         unindexed: Callable[[Sequence[Path]], Sequence[Path]] = lambda paths: paths,
         *,
+        index_bytes: int = 0,
         max_open: int | None = None,
         opening_threads: int = 8,
         retry_waits_s: Sequence[float] = (0.1, 0.5, 2.0),
@@ -79,7 +84,7 @@ class RecordFiles:
         self._open_file = open_file
         self._rebuild_index = rebuild_index
         self._unindexed = unindexed
-        self._max_open = max_open or _open_limit()
+        self._max_open = max_open or _open_limit(index_bytes * max(p.length for p in pieces))
         self._opening_threads = opening_threads
         self._retry_waits_s = retry_waits_s
         self._open: OrderedDict[Path, RecordFile] = OrderedDict()
@@ -262,6 +267,8 @@ class RecordFiles:
             return file
 
 
-def _open_limit() -> int:
+def _open_limit(file_bytes: int) -> int:
+    """How many files may stay open, if each takes so much memory."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(1, soft // 4) if soft > 0 else 1 << 16
+    descriptors = soft // 4 if soft > 0 else 1 << 16
+    return max(1, min(descriptors, _OPEN_BYTES // max(file_bytes, 1)))

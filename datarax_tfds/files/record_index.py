@@ -1,7 +1,8 @@
 """The index of a file: a small file that says where the records begin, and is read by pages.
 
 The index of a billion records takes 4 GB. So it is never in memory as a whole: a read takes the
-pages that it needs from the page cache of the system, which all processes of a host share.
+pages that it needs from the page cache of the system, which all processes of a host share. The
+pages used last are kept, since reading and verifying one takes a few microseconds.
 
 The content of an index, little-endian:
 
@@ -11,9 +12,11 @@ The content of an index, little-endian:
     n pages        the offsets of the records, and the size of the file; 4,096 bytes a page
 """
 
+import functools
 import hashlib
 import struct
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
 from typing import Self
 
 import google_crc32c
@@ -29,7 +32,6 @@ _HEAD = struct.Struct("<32s5q")
 _DIGEST_BYTES = 32
 _CRC_BYTES = 4
 _PAGE_BYTES = 4096
-_RUN_PAGES = 64  # so many pages are read in one call, even if only some are needed
 _SHORTEST = 16  # bytes of an empty record in a TFRecord file
 
 ReadAt = Callable[[int, int], bytes]
@@ -111,37 +113,45 @@ class RecordIndex:
         """
         if not len(places):
             return places, places
-        entries = np.stack([places, places + 1])
+        index, entries = weakref.ref(self), np.stack([places, places + 1])
         pages = entries // self._per_page
-        first, last = int(pages.min()), int(pages.max())
-        if last - first < _RUN_PAGES:
-            words = self._words(first, last + 1)[entries - first * self._per_page]
+        first = int(pages[0, 0])
+        if (pages == first).all():  # as of one record; then this takes half of the time
+            starts, stops = _verified_page(index, first)[entries - first * self._per_page]
         else:
             needed, rows = np.unique(pages, return_inverse=True)
-            content = np.concatenate([self._words(page, page + 1) for page in needed.tolist()])
+            words = np.concatenate([_verified_page(index, page) for page in needed.tolist()])
             rows = rows.reshape(pages.shape) * self._per_page
-            words = content[rows + entries % self._per_page]
-        starts, stops = words.astype(np.int64)
+            starts, stops = words[rows + entries % self._per_page]
+        starts, stops = starts.astype(np.int64), stops.astype(np.int64)
         if (stops - starts < _SHORTEST).any() or (stops > self._size).any():
-            raise self._damaged(first, last)
+            raise self._damaged(np.unique(pages))
         return starts, stops
 
-    def _words(self, first: int, stop: int) -> np.ndarray:
-        start = self._first_page + first * _PAGE_BYTES
-        content = self._read_at(start, (stop - first) * _PAGE_BYTES)
-        if _crcs(content) != self._crcs[first:stop].tolist():
-            raise self._damaged(first, stop - 1)
+    def read_page(self, page: int) -> np.ndarray:
+        """The offsets in a page, which is read from the file."""
+        content = self._read_at(self._first_page + page * _PAGE_BYTES, _PAGE_BYTES)
+        if _crcs(content) != self._crcs[page : page + 1].tolist():
+            raise self._damaged([page])
         return np.frombuffer(content, self._dtype)
 
-    def _damaged(self, first: int, last: int) -> DataLossError:
+    def _damaged(self, pages: Iterable[int]) -> DataLossError:
         return refused(
             DataLossError,
             self._subject,
             "the index of the file is damaged again, after it was built anew.",
-            pages=f"{first} to {last}",
+            pages=", ".join(map(str, pages)),
             fix="see whether the disk under .record_index is sound, delete that directory, and"
             " start again",
         )
+
+
+@functools.lru_cache(maxsize=8192)  # 32 MiB, for all files of the process
+def _verified_page(index: "weakref.ref[RecordIndex]", page: int) -> np.ndarray:
+    # The reference is weak, so that an index can be closed while its pages are kept.
+    opened = index()
+    assert opened is not None
+    return opened.read_page(page)
 
 
 def _crcs(pages: bytes) -> list[int]:

@@ -112,7 +112,13 @@ def _split_of(info: Any, config: AnyConfig, subject: str) -> Split:
             subject,
             lambda: f"looking at the sizes of the files in {info.data_dir}",
         ),
-        files=RecordFiles(pieces, opener, opener.rebuild_index, opener.unindexed),
+        files=RecordFiles(
+            pieces,
+            opener,
+            opener.rebuild_index,
+            opener.unindexed,
+            index_bytes=opener.index_bytes,
+        ),
         info=info,
     )
 

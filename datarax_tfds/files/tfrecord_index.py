@@ -32,6 +32,8 @@ _WORD_BYTES = 8
 class TFRecordOpener:
     """Opens the TFRecord files of a split, and refuses one that changes while it is in use."""
 
+    index_bytes = 0
+
     def __init__(self):
         # The version of each file when it was first opened, and the digest of its index.
         self._opened: dict[Path, tuple[FileVersion, bytes]] = {}
