@@ -32,10 +32,12 @@ def __getattr__(name: str) -> Any:
 
         names = {"__all__": public_names.__all__}
         globals().update(names | {each: getattr(public_names, each) for each in names["__all__"]})
-    # Finds a public name or an imported submodule, or raises Python's own error.
-    return object.__getattribute__(sys.modules[__name__], name)
+    if name not in globals():  # neither a public name nor an imported submodule
+        text = f"module {__name__!r} has no attribute {name!r}"
+        error = AttributeError(text, name=name, obj=sys.modules[__name__])  # Python's own error
+        raise error
+    return globals()[name]
 
 
 def __dir__() -> list[str]:
-    __getattr__("__all__")
-    return sorted(globals())
+    return sorted([*__getattr__("__all__"), "__all__", "__version__"])

@@ -57,10 +57,20 @@ def test_a_command_that_does_not_exist_ends_with_the_commands_that_do(capsys):
         "import datarax_tfds, pickle; c = datarax_tfds.Cursor(1, 2);"
         " assert pickle.loads(pickle.dumps(c)) == c",
         "import datarax_tfds; assert not hasattr(datarax_tfds, 'Pipline')",
+        "import datarax_tfds; assert not {'Any', 'sys', 'version'} & set(dir(datarax_tfds))",
     ],
 )
 def test_public_names_are_found_at_their_first_use(use):
     python(use)
+
+
+def test_python_suggests_the_nearest_of_the_public_names():
+    misspelled = "import sys, datarax_tfds; datarax_tfds.Pipline"
+    done = subprocess.run(
+        [sys.executable, "-c", misspelled], capture_output=True, text=True, timeout=GUARD_S
+    )
+    said = "module 'datarax_tfds' has no attribute 'Pipline'. Did you mean: 'Pipeline'?"
+    assert said in done.stderr
 
 
 def test_a_first_use_inside_a_transformation_is_one_like_any_other():
