@@ -1,18 +1,19 @@
 """Saves and restores the state of a pipeline as an item of an Orbax checkpoint.
 
-manager.save(step, args=ocp.args.Composite(
-    model=ocp.args.StandardSave(state), data=DataSave(pipeline)))
-...
-manager.restore(step, args=ocp.args.Composite(
-    model=ocp.args.StandardRestore(state), data=DataRestore(pipeline)))
-# and the pipeline continues from there
+    manager.save(step, args=ocp.args.Composite(
+        model=ocp.args.StandardSave(state), data=DataSave(pipeline)))
+    ...
+    manager.restore(step, args=ocp.args.Composite(
+        model=ocp.args.StandardRestore(state), data=DataRestore(pipeline)))
+
+The pipeline then continues from there. With `orbax.checkpoint.v1`, use `DataCheckpointable`.
 """
 
 import asyncio
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import orbax.checkpoint as ocp
@@ -20,6 +21,7 @@ from etils import epath
 
 from datarax_tfds.state import state_file
 from datarax_tfds.state.valid_steps import latest_valid_step
+from sharding.checks import refused
 from sharding.hosts.agreement import agree
 from sharding.placement import processes_of
 
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 
+@runtime_checkable
 class Stateful(Protocol):
     """Something with a state to save: a `Pipeline` or a source."""
 
@@ -104,6 +107,7 @@ class DataSave(ocp.args.CheckpointArgs):
     state: dict[str, Any] = field(init=False)
 
     def __post_init__(self):
+        _require_stateful(self.pipeline, "DataSave")
         self.state = _agreed(self.pipeline)
 
 
@@ -123,12 +127,16 @@ class DataRestore(ocp.args.CheckpointArgs):
 
     pipeline: Stateful | None = None
 
+    def __post_init__(self):
+        if self.pipeline is not None:
+            _require_stateful(self.pipeline, "DataRestore")
+
 
 class DataCheckpointable:
     """Saves and restores a pipeline (or a source) with `orbax.checkpoint.v1`.
 
-    v1.save_checkpointables(path, {"model": state, "data": DataCheckpointable(pipeline)})
-    v1.load_checkpointables(path, {"model": state, "data": DataCheckpointable(pipeline)})
+        v1.save_checkpointables(path, {"model": state, "data": DataCheckpointable(pipeline)})
+        v1.load_checkpointables(path, {"model": state, "data": DataCheckpointable(pipeline)})
 
     It writes the same file as `DataSave`, and raises the same errors.
 
@@ -137,6 +145,7 @@ class DataCheckpointable:
     """
 
     def __init__(self, pipeline: Stateful):
+        _require_stateful(pipeline, "DataCheckpointable")
         self._pipeline = pipeline
 
     async def save(self, directory: PathAwaitingCreation) -> Awaitable[None]:
@@ -157,6 +166,17 @@ class DataCheckpointable:
         # Not in the awaitable, because Orbax reports errors in it as those of a wrong handler.
         self._pipeline.set_state(state_file.read(directory))
         return asyncio.sleep(0)
+
+
+def _require_stateful(pipeline: Any, subject: str) -> None:
+    if not isinstance(pipeline, Stateful):
+        raise refused(
+            TypeError,
+            subject,
+            "pipeline must be a Pipeline or a source.",
+            pipeline=type(pipeline).__name__,
+            fix="pass the pipeline or the source itself, not an iterator over it",
+        )
 
 
 def _agreed(pipeline: Stateful) -> dict[str, Any]:

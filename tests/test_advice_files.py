@@ -16,6 +16,7 @@ from advice import Row
 
 from datarax_tfds import Cursor, CursorLog, Pipeline, audit
 from datarax_tfds.checkpoint import DataRestore, DataSave, latest_valid_step
+from datarax_tfds.cli import main
 from datarax_tfds.files.record_files import Piece, RecordFiles
 from datarax_tfds.files.tfrecord_index import TFRecordOpener
 from datarax_tfds.state import state_file
@@ -464,9 +465,13 @@ def damaged_state(change):
     return call
 
 
-def earlier_restored(u):
+def newest(u):
     with manager_of(u) as manager:
-        step = latest_valid_step(manager)
+        return latest_valid_step(manager)
+
+
+def earlier_restored(u):
+    step = newest(u)
     assert step == 1
     assert restored(u, step).index == 8
 
@@ -484,6 +489,19 @@ def no_place(content):
 LATEST = "restore the step that latest_valid_step(manager) finds"
 
 CHECKPOINTS = [
+    Row(
+        "pipeline must be a Pipeline or a source.",
+        "pass the pipeline or the source itself, not an iterator over it",
+        lambda u: DataSave(iter(u.pipeline())),
+        lambda u: DataSave(u.pipeline()),
+        lambda u: DataSave(u.stream()),
+    ),
+    Row(
+        "manager must be the manager of the checkpoints, got the path of their directory.",
+        "pass orbax.checkpoint.CheckpointManager(path)",
+        lambda u: latest_valid_step(u.tmp / "checkpoints"),
+        lambda u: newest(u),
+    ),
     Row(
         "the saved state is damaged: it is not JSON.",
         LATEST,
@@ -517,11 +535,35 @@ def logged_run(u, name, **fields):
     return path.read_text().splitlines()
 
 
+def logged_file(u):
+    logged_run(u, "one")
+    return u.tmp / "one"
+
+
+def audited_file(u):
+    with open(logged_file(u)) as lines:
+        assert audit(lines).sound
+
+
 def changed_log(u):
     return [line.replace('"at"', '"ta"') for line in logged_run(u, "one")]
 
 
 AUDITS = [
+    Row(
+        "pipeline must be a Pipeline, which says how many records a batch has.",
+        "pass the pipeline; for a source, Pipeline(source=source, batch_size=...)",
+        lambda u: CursorLog(u.tmp / "log", u.stream()),
+        lambda u: CursorLog(u.tmp / "log", u.pipeline()),
+        lambda u: CursorLog(u.tmp / "log", Pipeline(source=u.stream(), batch_size=8)),
+    ),
+    Row(
+        "a log must be the lines of a file, got the path of one.",
+        "pass the open file, as audit(open(path)), or run: datarax-tfds audit PATH",
+        lambda u: audit(u.tmp / "one"),
+        lambda u: audited_file(u),
+        lambda u: main(["audit", str(logged_file(u))]),
+    ),
     Row(
         "the logs hold no run.",
         "pass the lines of files that a CursorLog wrote",

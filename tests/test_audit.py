@@ -149,7 +149,7 @@ def test_processes_that_noted_different_places_are_caught(source, tmp_path):
     assert audited(one, other).sound  # one was killed earlier
     second["at"] = [0, 3 * SIZE]
     dump(other, [begins, first, second])
-    assert "beside" in audited(one, other).wrong[0]
+    assert "where another has" in audited(one, other).wrong[0]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 from conftest import shardings
 from contract import ids
 from flax import nnx
+from refusals import refused
 
 from datarax_tfds import (
     Pipeline,
@@ -76,6 +77,13 @@ def test_without_a_pipeline_the_state_comes_back_as_a_dict(manager, pipeline, ar
         restored = other.restore(1, args=args)
         assert restored.data == pipeline.get_state()
         assert args is not None or restored.model["w"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("item", [DataSave, DataRestore, DataCheckpointable])
+def test_an_item_refuses_what_has_no_state_before_anything_is_written_or_read(item, pipeline):
+    for other in (prefetch_to_device(pipeline), 3):
+        with refused(TypeError, "must be a Pipeline or a source"):
+            item(other)
 
 
 def test_the_metadata_of_the_item_are_the_state(manager, pipeline):

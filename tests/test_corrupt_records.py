@@ -313,7 +313,7 @@ def test_the_audit_lists_the_replaced_records(damaged, tmp_path, access):
     assert list(found.replaced) == expected
     assert not found.sound
     assert found.lost == found.twice == found.wrong == ()
-    assert re.search(r"NOT each record once\nlost: \d+ corrupt records, replaced", str(found))
+    assert re.search(r"NOT every record came once\nlost: \d+ corrupt records, replaced", str(found))
     assert re.search(r"epoch 0, position \d+: record 33, replaced by record 35", str(found))
 
 

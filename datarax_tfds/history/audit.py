@@ -1,6 +1,7 @@
 """Checks that a job delivered each record of each epoch once, over all of its runs."""
 
 import itertools
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,7 +68,7 @@ class Audit:
         epoch, index = self.reached.epoch, self.reached.index
         lines = [
             f"{self.runs} runs, {epoch} epochs of {self.records:,} records, {index:,} of the next:",
-            "each record was delivered once" if self.sound else "NOT each record once",
+            "each record was delivered once" if self.sound else "NOT every record came once",
         ]
         for name in ("lost", "twice", "left_out"):
             spans = getattr(self, name)
@@ -112,8 +113,17 @@ def audit(*logs: Iterable[str], subject: str = "audit") -> Audit:
         subject: The beginning of error messages.
 
     Raises:
+        TypeError: A log is the path of a file.
         ValueError: A line was not written by a `CursorLog`, or the logs are of different jobs.
     """
+    if paths := [log for log in logs if isinstance(log, str | os.PathLike)]:
+        raise refused(
+            TypeError,
+            subject,
+            "a log must be the lines of a file, got the path of one.",
+            path=os.fspath(paths[0]),
+            fix="pass the open file, as audit(open(path)), or run: datarax-tfds audit PATH",
+        )
     runs: dict[str, list[LoggedRun]] = {}
     for number, log in enumerate(logs, start=1):
         for name, run in read_runs(log, f"{subject}, log {number}").items():
@@ -157,7 +167,9 @@ class _History:
         for step, (after, _) in enumerate(longest.notes):
             noted = [run.notes[step] for run in logs if step < len(run.notes)]
             told = sorted({other for other, _ in noted} - {after})
-            self._wrong += [(cursor, f"{other} beside {after}") for other in told]
+            self._wrong += [
+                (cursor, f"one log has {other} where another has {after}") for other in told
+            ]
             cursor = self._deliver(schedule, cursor, after, [rows for _, rows in noted], corrupt)
         self._reached = cursor
 
@@ -225,7 +237,7 @@ class _History:
             cursor = following
         if cursor != after:
             # The log goes backwards, or has batches of another size.
-            problem = f"no batch ends at {after}; the one from before it ends at {cursor}"
+            problem = f"no batch ends at {after}: the batch before it ends at {cursor}"
             self._take_back(after)
             self._wrong.append((after, problem))
         return after

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from datarax_tfds.pipeline import Pipeline
+from sharding.checks import refused
 from sharding.hosts.agreement import run_id
 
 FORMAT = 1
@@ -32,9 +33,21 @@ class CursorLog:
     Args:
         path: The file to append to. Runs that continue a job may use the same file.
         pipeline: The pipeline whose batches are noted.
+
+    Raises:
+        TypeError: `pipeline` is not a `Pipeline`.
+        OSError: The file cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str], pipeline: Pipeline):
+        if not isinstance(pipeline, Pipeline):
+            raise refused(
+                TypeError,
+                "CursorLog",
+                "pipeline must be a Pipeline, which says how many records a batch has.",
+                pipeline=type(pipeline).__name__,
+                fix="pass the pipeline; for a source, Pipeline(source=source, batch_size=...)",
+            )
         self._pipeline = pipeline
         self._run = f"{run_id()}-{next(_ordinals)}"  # the same on every process
         self._path = path

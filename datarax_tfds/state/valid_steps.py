@@ -17,6 +17,7 @@ from etils import epath
 from datarax_tfds.errors import StateMismatchError
 from datarax_tfds.runtime.small_files import temporary_file
 from datarax_tfds.state import state, state_file
+from sharding.checks import refused
 from sharding.hosts.agreement import agree, extend_deadlines, gathered
 
 _log = logging.getLogger(__name__)
@@ -51,8 +52,17 @@ def latest_valid_step(manager: ocp.CheckpointManager, *, data: str = "data") -> 
         The step, the same on every process; None if no step is complete.
 
     Raises:
+        TypeError: `manager` is the path of the directory.
         DisagreementError: The processes do not share the directory.
     """
+    if isinstance(manager, str | os.PathLike):
+        raise refused(
+            TypeError,
+            "latest_valid_step",
+            "manager must be the manager of the checkpoints, got the path of their directory.",
+            path=os.fspath(manager),
+            fix="pass orbax.checkpoint.CheckpointManager(path)",
+        )
     directory, everyone = epath.Path(manager.directory), range(jax.process_count())
     if _has_a_directory_for_each_process(manager):
         found = gathered("latest_valid_step", list(_whole_steps(directory, data)), everyone)
