@@ -1,13 +1,17 @@
 """The command line, and the names of the package, which import JAX only when it is needed."""
 
+import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
 
 import pytest
 from checkout import GUARD_S
+from file_operations import file_operations
 
 from datarax_tfds.cli import main
+from datarax_tfds.files.tfrecord_index import TFRecordOpener
 
 
 def python(code: str) -> str:
@@ -18,7 +22,7 @@ def python(code: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("words", ["--help", "--version", "audit --help"])
+@pytest.mark.parametrize("words", ["--help", "--version", "audit --help", "index --help"])
 def test_help_imports_no_jax(words):
     python(
         "import sys\n"
@@ -81,3 +85,23 @@ def test_a_first_use_inside_a_transformation_is_one_like_any_other():
         "assert not is_traced()\n"
         "jax.jit(lambda x: [x][is_traced() - 1])(1)\n"
     )
+
+
+def test_index_builds_the_indexes_that_are_missing_and_names_the_files_it_cannot(
+    data_dir, tmp_path, capsys
+):
+    version = shutil.copytree(data_dir / "tiny" / "1.0.0", tmp_path / "1.0.0")
+    shutil.rmtree(version / ".record_index", ignore_errors=True)
+    first, *others = sorted(version.glob("*.tfrecord*"))
+    with file_operations() as counts:
+        TFRecordOpener()(first)
+    assert counts["replace"] == 1
+    others[-1].write_bytes(b"damaged")
+    assert main(["index", str(version)]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == f"{len(others)} of {len(others) + 1} TFRecord files have an index\n"
+    assert re.search(rf"{others[-1].name}: .*cut short(.|\n)*fix:", printed.err)
+    others.pop().unlink()
+    assert main(["index", str(version)]) == 0
+    assert TFRecordOpener().unindexed([first, *others]) == []
+    assert main(["index", str(tmp_path)]) == 1  # there are no TFRecord files

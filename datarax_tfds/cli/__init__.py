@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from datarax_tfds.cli import audit
+from datarax_tfds.cli import audit, index
 
-_COMMANDS: dict[str, Any] = {"audit": audit}
+_COMMANDS: dict[str, Any] = {"audit": audit, "index": index}
 
 
 def main(words: Sequence[str] | None = None) -> int:
