@@ -47,6 +47,7 @@ SLOW = {
     "test_launchers.py::test_the_processes_of_a_launcher_find_each_other": True,
     "test_launchers.py::test_arguments_say_what_the_environment_does_not": True,
     "test_map_fn_results.py": True,
+    "test_object_store.py": False,
     "test_preparing.py": False,
     "test_preemption.py": True,
     "test_processes.py::test_every_device_holds_its_rows_on_any_number_of_processes": True,

@@ -13,6 +13,7 @@ import test_advice_configs
 import test_advice_files
 import test_advice_hosts
 import test_advice_records
+import test_advice_stores
 from advice import Row, sites
 from checkout import MODULES, ROOT
 
@@ -22,6 +23,7 @@ TABLES = (
     test_advice_files,
     test_advice_hosts,
     test_advice_records,
+    test_advice_stores,
 )
 ROWS: list[Row] = [row for table in TABLES for row in table.ROWS]
 

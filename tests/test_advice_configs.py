@@ -112,9 +112,9 @@ FIELDS = [
         lambda u: registered(u, u.data_dir),
     ),
     Row(
-        "data_dir must be in a file system: stores are not read.",
+        "data_dir must be in a file system, or in a store that is read: gs:// or s3://.",
         "mount the store, or copy the dataset, and set data_dir to that directory",
-        lambda u: u.batch(data_dir="gs://bucket/data"),
+        lambda u: u.batch(data_dir="hdfs://bucket/data"),
         lambda u: u.batch(data_dir=u.copy("tiny").parents[1]),
     ),
     Row(
@@ -246,9 +246,9 @@ DIRECTORIES = [
         lambda u: by_directory(u, "tiny/1.0.0"),
     ),
     Row(
-        "directory must be in a file system: stores are not read.",
+        "directory must be in a file system, or in a store that is read: gs:// or s3://.",
         "mount the store, or copy the dataset, and set directory to that directory",
-        lambda u: TFDSEagerConfig.from_directory("gs://bucket/data/tiny/1.0.0", "train"),
+        lambda u: TFDSEagerConfig.from_directory("hdfs://bucket/data/tiny/1.0.0", "train"),
         lambda u: TFDSEagerConfig.from_directory(u.copy("tiny"), "train"),
     ),
     Row(

@@ -53,8 +53,8 @@ FIELDS = [
       for value in (7, "", b"shuffle", ["a"])],
     *[("data_dir", value, "data_dir must be a string") for value in (7, "", b"/data", [], True)],
     *[("data_dir", value, "got several") for value in (["/data"], ("/a", "/b"))],
-    *[("data_dir", value, "stores are not read")
-      for value in ("gs://bucket/data", "s3://bucket", "https://a.org/b", "hdfs://a/b")],
+    *[("data_dir", value, "or in a store that is read") for value in ("https://a.org", "hdfs://a")],
+    *[("data_dir", value, "must name a bucket") for value in ("gs://", "s3://a/../b", "gs://a//b")],
 ]  # fmt: skip
 
 # What goes wrong only together.

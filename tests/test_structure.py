@@ -14,6 +14,7 @@ ROOMS = [
     "sharding.hosts",
     "sharding",
     "datarax_tfds.errors datarax_tfds.runtime",
+    "datarax_tfds.stores",
     "datarax_tfds.order",
     "datarax_tfds.state",
     "datarax_tfds.config",
@@ -145,6 +146,7 @@ def test_every_message_is_a_sentence_with_the_values_that_show_it(path):
 # never waits for one.
 HOOKS = {
     "datarax_tfds/files/stored_file.py": {"__del__": "swaps a number and closes it"},
+    "datarax_tfds/stores/metadata_copy.py": {"finalize": "removes a few small files"},
     "datarax_tfds/runtime/forks.py": {"register_at_fork": "reads attributes of modules"},
     "datarax_tfds/runtime/threads.py": {
         "finalize": "sets a flag and puts a sentinel into a SimpleQueue",

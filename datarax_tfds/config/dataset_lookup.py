@@ -1,6 +1,6 @@
 """Finds a prepared dataset by its name or its directory, or suggests one that may be meant.
 
-No code of the dataset runs, and the network is not used.
+No code of the dataset runs. The network is used only for a directory in a store.
 """
 
 import json
@@ -8,10 +8,12 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple, Self
 
 from datarax_tfds.errors import DatasetNotFoundError
+from datarax_tfds.stores.metadata_copy import MetadataCopy
+from datarax_tfds.stores.object_path import ObjectPath
 from sharding.checks import nearest, refused
 
 _VERSION = re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*)){2}", re.ASCII)
@@ -111,7 +113,7 @@ def find(name: str, data_dir: str | None) -> Found | None:
     return next(iter(found.values()), None)
 
 
-def find_in_directory(directory: str | os.PathLike[str]) -> tuple[str, Path]:
+def find_in_directory(directory: str | os.PathLike[str]) -> tuple[str, PurePath]:
     """The name of the dataset in a directory, and the directory of its newest version.
 
     Args:
@@ -119,7 +121,15 @@ def find_in_directory(directory: str | os.PathLike[str]) -> tuple[str, Path]:
 
     Raises:
         DatasetNotFoundError: The directory does not hold a prepared dataset.
+        PermissionError: A store does not let this process read it.
+        ConnectionError: A store does not answer.
     """
+    if (remote := ObjectPath.parse(os.fspath(directory))) is not None:
+        copy = MetadataCopy(remote)
+        copy.add(remote)
+        with copy.named_as_in_the_store():
+            name, version = find_in_directory(copy.local(remote))
+            return name, copy.remote(Path(version))
     path = absolute(directory)
     versions = [path] if _is_version(path) else [path / version for version in _versions(path)]
     if not versions and (config := _metadata_config(path)) is not None:

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from datarax_tfds.order.order import check_seed
+from datarax_tfds.stores.object_path import SCHEMES, ObjectPath
 from sharding.checks import is_integer, nearest, refused, whole_number
 
 _Config = TypeVar("_Config")
@@ -138,7 +139,7 @@ def _split(field: Field) -> "str | SplitExpression":
 
 
 def _directory(field: Field) -> str:
-    """A path in a file system: `data_dir`, or the directory of one dataset."""
+    """A directory in a file system or a store: `data_dir`, or that of one dataset."""
     name, value = field.name, field.value
     if name == "data_dir" and isinstance(value, list | tuple | Set) and value:
         fix = (
@@ -152,9 +153,12 @@ def _directory(field: Field) -> str:
         if name == "directory":
             fix = "pass the directory of the dataset, as 'data/mnist/3.0.1'"
         raise field.refusal(f"{name} must be a string or a path, and not empty.", fix=fix)
-    if "://" in value:
-        problem = f"{name} must be in a file system: stores are not read."
+    if "://" in value and ObjectPath.parse(value) is None:
+        problem = f"{name} must be in a file system, or in a store that is read: gs:// or s3://."
         fix = f"mount the store, or copy the dataset, and set {name} to that directory"
+        if value.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
+            problem = f"{name} must name a bucket, and no directory '', '.' or '..'."
+            fix = f"use {name}='gs://bucket/datasets'"
         raise field.refusal(problem, fix=fix)
     return value
 

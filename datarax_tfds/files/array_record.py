@@ -1,7 +1,7 @@
 """The ArrayRecord format, whose library finds a record by its number."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from datarax_tfds.errors import RESTORE, RESTORE_OR_SKIP, DataLossError
 from datarax_tfds.runtime.copying import not_copied
@@ -14,12 +14,17 @@ _CHECKSUM = "chunk data hash mismatch"
 
 @not_copied
 class ArrayRecordFile:
-    """An open ArrayRecord file; the library verifies all checksums."""
+    """An open ArrayRecord file; the library verifies all checksums.
 
-    def __init__(self, path: Path):
+    Args:
+        path: The file.
+        named: What messages name, if the file is a copy.
+    """
+
+    def __init__(self, path: Path, named: PurePath | None = None):
         from array_record.python import array_record_module  # pyright: ignore  # has no stubs
 
-        self._path = path
+        self._path = named or path
         with native_call():
             try:
                 # No read-ahead, because we do not read sequentially.
@@ -59,11 +64,11 @@ class ArrayRecordFile:
 class ArrayRecordOpener:
     index_bytes = 8  # the library keeps the offset of each record in memory
 
-    def __call__(self, path: Path) -> ArrayRecordFile:
-        return ArrayRecordFile(path)
+    def __call__(self, path: PurePath) -> ArrayRecordFile:
+        return ArrayRecordFile(Path(path))
 
-    def rebuild_index(self, path: Path) -> bool:  # noqa: ARG002
+    def rebuild_index(self, path: PurePath) -> bool:  # noqa: ARG002
         return False  # the index is part of the file, and has a checksum
 
-    def unindexed(self, paths: Sequence[Path]) -> Sequence[Path]:  # noqa: ARG002
+    def unindexed(self, paths: Sequence[PurePath]) -> Sequence[PurePath]:  # noqa: ARG002
         return ()

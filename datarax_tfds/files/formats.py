@@ -14,7 +14,7 @@ each file against the metadata. `read` returns what `features.deserialize_exampl
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import PurePath
 from typing import Protocol
 
 from datarax_tfds.files.array_record import ArrayRecordOpener
@@ -54,7 +54,7 @@ class FileOpener(Protocol):
 
     index_bytes: int
 
-    def __call__(self, path: Path) -> RecordFile:
+    def __call__(self, path: PurePath) -> RecordFile:
         """Opens a file.
 
         Raises:
@@ -63,14 +63,14 @@ class FileOpener(Protocol):
         """
         ...
 
-    def rebuild_index(self, path: Path) -> bool:
+    def rebuild_index(self, path: PurePath) -> bool:
         """Called after a `DataLossError`; returns whether it has replaced a wrong index.
 
         If so, the caller opens and reads the file again.
         """
         ...
 
-    def unindexed(self, paths: Sequence[Path]) -> Sequence[Path]:
+    def unindexed(self, paths: Sequence[PurePath]) -> Sequence[PurePath]:
         """The files among these that take long to open, because they have no index yet.
 
         It must not look at the files one by one: there may be ten thousand.

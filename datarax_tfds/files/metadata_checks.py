@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from datarax_tfds.errors import RESTORE, DataLossError, TrustError
@@ -86,7 +86,7 @@ def require_own_metadata(dataset: Path, root: Path) -> None:
             )
 
 
-def require_inside(dataset: Path, files: Iterable[Path]) -> None:
+def require_inside(dataset: PurePath, files: Iterable[PurePath]) -> None:
     """Raises a `TrustError` if a file is not in the directory of the dataset."""
     for file in files:
         if file.parent != dataset or file.name in ("", ".", ".."):

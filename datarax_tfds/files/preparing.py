@@ -9,8 +9,8 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, TextIO
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple, TextIO
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -30,7 +30,10 @@ from datarax_tfds.files.metadata_checks import (
     require_known_features,
     require_own_metadata,
 )
+from datarax_tfds.files.remote_dataset import PUBLIC, find_in_store, refuse_absent
 from datarax_tfds.runtime.threads import bounded
+from datarax_tfds.stores.metadata_copy import MetadataCopy
+from datarax_tfds.stores.object_path import ObjectPath
 from sharding import WaitTimeoutError
 from sharding.checks import nearest, refused
 from sharding.hosts.agreement import also_done_by, extend_deadlines
@@ -41,12 +44,28 @@ _log = logging.getLogger(__name__)
 _SOON_S = 2.0  # a longer wait for another process is logged
 
 
-def prepared_builder(config: AnyConfig) -> Any:
-    """The TFDS builder of a dataset, which is prepared first if that is needed and allowed.
+class Prepared(NamedTuple):
+    """A prepared version.
+
+    Args:
+        info: Its `tfds.core.DatasetInfo`.
+        directory: Where its files are.
+        copy: The copy of its metadata, if they are in a store.
+    """
+
+    info: Any
+    directory: PurePath
+    copy: MetadataCopy | None = None
+
+
+def prepared_dataset(config: AnyConfig) -> Prepared:
+    """Finds a prepared dataset, which is prepared first if that is needed and allowed.
 
     TensorFlow is imported only to prepare a dataset.
 
     Raises:
+        PermissionError: A store does not let this process read it.
+        ConnectionError: A store does not answer.
         DatasetNotFoundError: The dataset is not prepared, and `local_files_only` is set, TFDS does
             not know it, it cannot be downloaded, or its directory cannot be written.
         WaitTimeoutError: Another process is still preparing it after a day or `stall_timeout_s`, or
@@ -57,6 +76,10 @@ def prepared_builder(config: AnyConfig) -> Any:
     import tensorflow_datasets  # noqa: F401  # before the bounded wait: it may take 20 s
 
     subject = f"{config.name}:{config.split}"
+    searched = None if config.data_dir is None else ObjectPath.parse(config.data_dir)
+    if searched is not None:
+        opened = _from_store(config, searched, subject)
+        return opened or refuse_absent(str(config.name), searched, subject)
     found = bounded(
         lambda: find(str(config.name), config.data_dir),
         subject,
@@ -64,6 +87,8 @@ def prepared_builder(config: AnyConfig) -> Any:
     )
     if found is not None:
         return _opened(found, subject)
+    if config.try_gcs and (public := _from_store(config, PUBLIC, subject)) is not None:
+        return public
     builder = _builder_of_code(config, subject)
     directory = Path(builder.data_dir)
     prepared = Found(directory, directory.parents[2 if builder.builder_config else 1])
@@ -173,9 +198,22 @@ def _lookup_failure(host: str) -> OSError | None:
     return None
 
 
-def _opened(found: Found, subject: str) -> Any:
+def _from_store(config: AnyConfig, data_dir: ObjectPath, subject: str) -> Prepared | None:
+    found = bounded(
+        lambda: find_in_store(str(config.name), data_dir),
+        subject,
+        lambda: f"looking for the dataset in {data_dir}",
+    )
+    if found is None:
+        return None
+    with found.copy.named_as_in_the_store():
+        return _opened(found.copied, subject)._replace(directory=found.directory, copy=found.copy)
+
+
+def _opened(found: Found, subject: str) -> Prepared:
     doing = f"reading the metadata (dataset_info.json, features.json) in {found.directory}"
-    return bounded(lambda: _checked_builder(found), subject, lambda: doing)
+    info = bounded(lambda: _checked_builder(found), subject, lambda: doing).info
+    return Prepared(info, Path(info.data_dir))
 
 
 def _checked_builder(found: Found) -> Any:

@@ -10,13 +10,15 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
+from pathlib import PurePath
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from datarax_tfds.errors import RESTORE, DataLossError
 from datarax_tfds.files.formats import RecordFile
+from datarax_tfds.files.stored_file import size_in_words
 from datarax_tfds.runtime.copying import not_copied
 from datarax_tfds.runtime.threads import ThreadPool, bounded
 from sharding.checks import refused
@@ -38,7 +40,7 @@ class Piece(NamedTuple):
     `length` is the number of records in the file according to the metadata.
     """
 
-    path: Path
+    path: PurePath
     skip: int
     take: int
     length: int
@@ -64,19 +66,22 @@ class RecordFiles:
             more than 1 GiB of memory can hold.
         opening_threads: With how many threads `build_indexes` opens files. On a remote file system,
             opening a file takes a round trip or two.
+        reading_threads: With how many threads a read goes to several files at once; with 0, it goes
+            to one after the other. For stores, where each file takes a round trip.
         retry_waits_s: How long to wait before each further try after a transient error.
     """
 
     def __init__(
         self,
         pieces: Sequence[Piece],
-        open_file: Callable[[Path], RecordFile],
-        rebuild_index: Callable[[Path], bool] = lambda _: False,
-        unindexed: Callable[[Sequence[Path]], Sequence[Path]] = lambda paths: paths,
+        open_file: Callable[[PurePath], RecordFile],
+        rebuild_index: Callable[[PurePath], bool] = lambda _: False,
+        unindexed: Callable[[Sequence[PurePath]], Sequence[PurePath]] = lambda paths: paths,
         *,
         index_bytes: int = 0,
         max_open: int | None = None,
         opening_threads: int = 8,
+        reading_threads: int = 0,
         retry_waits_s: Sequence[float] = (0.1, 0.5, 2.0),
     ):
         self._pieces = tuple(pieces)
@@ -86,16 +91,19 @@ class RecordFiles:
         self._unindexed = unindexed
         self._max_open = max_open or _open_limit(index_bytes * max(p.length for p in pieces))
         self._opening_threads = opening_threads
+        self._pool = ThreadPool(reading_threads, "datarax_tfds_store") if reading_threads else None
         self._retry_waits_s = retry_waits_s
-        self._open: OrderedDict[Path, RecordFile] = OrderedDict()
+        self._open: OrderedDict[PurePath, RecordFile] = OrderedDict()
         self._lock = threading.Lock()
         self._opening = {piece.path: threading.Lock() for piece in pieces}
-        self._busy: dict[int, tuple[Path, float]] = {}  # by thread: the file it reads, since when
+        self._busy: dict[
+            int, tuple[PurePath, float]
+        ] = {}  # by thread: the file it reads, since when
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def build_indexes(self, share: int = 0, shares: int = 1) -> Iterator[Path]:
+    def build_indexes(self, share: int = 0, shares: int = 1) -> Iterator[PurePath]:
         """Opens the files that have no index yet, which counts their records and builds it.
 
         Args:
@@ -142,21 +150,32 @@ class RecordFiles:
         owners = np.searchsorted(self._ends, numbers, side="right")
         records: list[bytes] = [b""] * len(numbers)
         in_files = np.argsort(owners, kind="stable")
-        for rows in np.split(in_files, np.flatnonzero(np.diff(owners[in_files])) + 1):
-            owner = owners[rows[0]]
-            piece = self._pieces[owner]
-            first = int(self._ends[owner]) - piece.take
-            places = (numbers[rows] - first + piece.skip).tolist()
-            try:
-                with self._noted(piece.path):
-                    found = self._tried(piece, lambda file, places=places: file.read(places))
-            except DataLossError as error:
-                if error.record is not None:  # the place in the file becomes the number
-                    error.record = int(numbers[rows[places.index(error.record)]])
-                raise
-            for row, record in zip(rows.tolist(), found, strict=True):
+        parts = np.split(in_files, np.flatnonzero(np.diff(owners[in_files])) + 1)
+        read = [self._begun(numbers, int(owners[rows[0]]), rows) for rows in parts]
+        for rows, found in zip(parts, read, strict=True):
+            for row, record in zip(rows.tolist(), found(), strict=True):
                 records[row] = record
         return records
+
+    def _begun(
+        self, numbers: np.ndarray, owner: int, rows: np.ndarray
+    ) -> Callable[[], list[bytes]]:
+        """Begins to read the records in one file; returns what waits for them."""
+        if self._pool is None:
+            return partial(self._read_file, numbers, owner, rows)
+        return self._pool.submit(self._read_file, numbers, owner, rows).result
+
+    def _read_file(self, numbers: np.ndarray, owner: int, rows: np.ndarray) -> list[bytes]:
+        piece = self._pieces[owner]
+        first = int(self._ends[owner]) - piece.take
+        places = (numbers[rows] - first + piece.skip).tolist()
+        try:
+            with self._noted(piece.path):
+                return self._tried(piece, lambda file: file.read(places))
+        except DataLossError as error:
+            if error.record is not None:  # the place in the file becomes the number
+                error.record = int(numbers[rows[places.index(error.record)]])
+            raise
 
     def slowest(self) -> str:
         """Says what takes long: reading the file that a thread has been reading for longest, or
@@ -176,13 +195,13 @@ class RecordFiles:
         within = self._tried(piece, lambda file: file.where(place))
         return f"record {place} of {piece.path} ({within}, tfds_id {piece.path.name}__{place})"
 
-    def _counted(self, piece: Piece) -> Path:
+    def _counted(self, piece: Piece) -> PurePath:
         with self._noted(piece.path):
             self._tried(piece, len)
         return piece.path
 
     @contextmanager
-    def _noted(self, path: Path) -> Iterator[None]:
+    def _noted(self, path: PurePath) -> Iterator[None]:
         """Lets `slowest` name the file while this thread reads it."""
         thread = threading.get_ident()
         self._busy[thread] = path, time.monotonic()
@@ -244,6 +263,8 @@ class RecordFiles:
             try:
                 file = self._open_file(piece.path)
             except PermissionError as error:
+                if error.errno is None:
+                    raise  # of a store, which says what is wrong
                 raise refused(
                     PermissionError,
                     str(piece.path),
@@ -256,7 +277,7 @@ class RecordFiles:
                     DataLossError,
                     str(piece.path),
                     f"the file holds {len(file)} records, dataset_info.json says {piece.length}.",
-                    bytes=os.path.getsize(piece.path),
+                    bytes=size_in_words(piece.path),
                     fix=RESTORE,
                 )
             with self._lock:

@@ -52,6 +52,12 @@ def index_content(starts: np.ndarray, version: FileVersion) -> bytes:
     return hashlib.sha256(head).digest() + head + content
 
 
+def size_in_index(read_at: ReadAt) -> int:
+    """The size of the file that an index says it is of; 0 if it is no index."""
+    head = read_at(0, _HEAD.size)
+    return _HEAD.unpack(head)[2] if len(head) == _HEAD.size else 0
+
+
 @not_copied
 class RecordIndex:
     """An open index, which reads and verifies the pages that are asked for.
@@ -103,6 +109,11 @@ class RecordIndex:
     def __len__(self) -> int:
         """The number of records."""
         return self._length
+
+    @property
+    def file_bytes(self) -> int:
+        """The size of the file."""
+        return self._size
 
     def bounds(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where the records at these places begin and end in the file: two arrays `[n]`, int64.

@@ -5,21 +5,27 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from datarax_tfds.config.config import AnyConfig
 from datarax_tfds.errors import DataLossError
 from datarax_tfds.files.formats import FORMATS, FileOpener
 from datarax_tfds.files.metadata_checks import require_inside
-from datarax_tfds.files.preparing import prepared_builder
+from datarax_tfds.files.object_formats import OBJECT_FORMATS
+from datarax_tfds.files.preparing import Prepared, prepared_dataset
 from datarax_tfds.files.record_files import Piece, RecordFiles
-from datarax_tfds.files.stored_file import file_names, file_size
+from datarax_tfds.files.stored_file import file_names, file_size, size_in_words
 from datarax_tfds.runtime.forks import refuse_in_forked_child
 from datarax_tfds.runtime.threads import bounded
+from datarax_tfds.stores.metadata_copy import MetadataCopy
+from datarax_tfds.stores.object_path import ObjectPath
 from sharding.checks import nearest, refused
 
+# So many files of a store are read at once. TensorStore has 32 requests under way by default.
+_REMOTE_THREADS = 32
 _SPLIT_NAME = re.compile(r"\W.*", re.DOTALL)  # what follows the name of a split
 
 
@@ -36,6 +42,7 @@ class Split:
             versions. It looks at the size of each file.
         files: The serialized records by number.
         info: The `tfds.core.DatasetInfo`.
+        copy: The copy of the metadata that `info` was read from, if they are in a store.
     """
 
     dataset: str
@@ -44,6 +51,7 @@ class Split:
     earlier_fingerprints: Callable[[], tuple[str, ...]]
     files: RecordFiles
     info: Any
+    copy: MetadataCopy | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -67,19 +75,23 @@ def open_split(config: AnyConfig) -> Split:
 
     Raises:
         WaitTimeoutError: Looking at the files takes longer than `stall_timeout_s`.
-        DatasetNotFoundError: As `prepared_builder`.
+        DatasetNotFoundError: As `prepared_dataset`.
         DataLossError: Files of the split are missing.
         ValueError: The dataset has no such split, or its file format cannot be read.
         RuntimeError: This is a child that was forked after JAX or TensorFlow was used.
     """
     subject = f"{config.name}:{config.split}"
     refuse_in_forked_child(subject)
-    info = _info(config, subject)
-    doing = f"looking at the names of the files in {info.data_dir}"
-    return bounded(lambda: _split_of(info, config, subject), subject, lambda: doing)
+    prepared = _prepared(config, subject)
+    doing = f"looking at the names of the files in {prepared.directory}"
+    copy = prepared.copy
+    with nullcontext() if copy is None else copy.named_as_in_the_store():
+        return bounded(lambda: _split_of(prepared, config, subject), subject, lambda: doing)
 
 
-def _split_of(info: Any, config: AnyConfig, subject: str) -> Split:
+def _split_of(prepared: Prepared, config: AnyConfig, subject: str) -> Split:
+    info, directory = prepared.info, prepared.directory
+    remote = isinstance(directory, ObjectPath)
     ranges = _ranges(info, config.split, subject)
     file_format = info.file_format.value
     if file_format not in FORMATS:
@@ -93,15 +105,15 @@ def _split_of(info: Any, config: AnyConfig, subject: str) -> Split:
             " no code for it, write it again with file_format='tfrecord'",
         )
     pieces = [
-        Piece(Path(instruction.filename), instruction.skip, instruction.take, length)
+        Piece(_stored(instruction.filename, prepared), instruction.skip, instruction.take, length)
         for instruction in info.splits[config.split].file_instructions
         if (length := instruction.examples_in_shard)
     ]
     names = {name for name, _, _ in ranges}
-    empty = _empty_files(info, names)
-    require_inside(Path(info.data_dir), [*(piece.path for piece in pieces), *empty])
+    empty = _empty_files(prepared, names)
+    require_inside(directory, [*(piece.path for piece in pieces), *empty])
     _require_files(pieces, subject)
-    opener = FORMATS[file_format]()
+    opener = (OBJECT_FORMATS if remote else FORMATS)[file_format]()
     _check_empty_files(empty, opener)
     return Split(
         dataset=info.full_name,
@@ -110,7 +122,7 @@ def _split_of(info: Any, config: AnyConfig, subject: str) -> Split:
         earlier_fingerprints=lambda: bounded(
             lambda: _earlier_fingerprints(pieces),
             subject,
-            lambda: f"looking at the sizes of the files in {info.data_dir}",
+            lambda: f"looking at the sizes of the files in {directory}",
         ),
         files=RecordFiles(
             pieces,
@@ -118,19 +130,27 @@ def _split_of(info: Any, config: AnyConfig, subject: str) -> Split:
             opener.rebuild_index,
             opener.unindexed,
             index_bytes=opener.index_bytes,
+            opening_threads=_REMOTE_THREADS if remote else 8,
+            reading_threads=_REMOTE_THREADS if remote else 0,
         ),
         info=info,
+        copy=prepared.copy,
     )
 
 
-def _info(config: AnyConfig, subject: str) -> Any:
-    """The `tfds.core.DatasetInfo` of a prepared dataset."""
+def _stored(path: str, prepared: Prepared) -> PurePath:
+    """Where a file is that TFDS names."""
+    local = Path(path)
+    return local if prepared.copy is None else prepared.copy.remote(local)
+
+
+def _prepared(config: AnyConfig, subject: str) -> Prepared:
     from google.protobuf import json_format
     from tensorflow_datasets.core import dataset_info
 
     unreadable = (json_format.ParseError, json.JSONDecodeError, dataset_info.DatasetInfoFileError)
     try:
-        return prepared_builder(config).info
+        return prepared_dataset(config)
     except unreadable as error:
         raise refused(
             DataLossError,
@@ -143,32 +163,39 @@ def _info(config: AnyConfig, subject: str) -> Any:
         ) from error
 
 
-def _empty_files(info: Any, names: set[str]) -> list[Path]:
+def _empty_files(prepared: Prepared, names: set[str]) -> list[PurePath]:
     """The files of these splits that hold no records according to the metadata."""
-    empty: list[Path] = []
+    empty: list[PurePath] = []
     for name in sorted(names):
-        split = info.splits[name]
+        split = prepared.info.splits[name]
         if 0 in split.shard_lengths:
             lengths = zip(split.filepaths, split.shard_lengths, strict=True)
-            empty += [Path(path) for path, length in lengths if length == 0]
+            empty += [_stored(path, prepared) for path, length in lengths if length == 0]
     return empty
 
 
-def _check_empty_files(empty: Iterable[Path], open_file: FileOpener) -> None:
+def _check_empty_files(empty: Iterable[PurePath], open_file: FileOpener) -> None:
     """Refuses files that hold records but are empty according to the metadata.
 
     Otherwise these records would be left out.
     """
+    names_in = functools.cache(file_names)
     for path in empty:
-        if path.is_file() and (file_bytes := file_size(path)) and (records := len(open_file(path))):
+        if path.name in names_in(path.parent) and (records := _records(path, open_file)):
             raise refused(
                 DataLossError,
                 str(path),
                 f"the file holds {records} records, dataset_info.json says 0.",
-                bytes=file_bytes,
+                bytes=size_in_words(path),
                 fix="put back the dataset_info.json that was written with the file, or"
                 " delete its directory and prepare the dataset again",
             )
+
+
+def _records(path: PurePath, open_file: FileOpener) -> int:
+    if isinstance(path, Path) and file_size(path) == 0:
+        return 0
+    return len(open_file(path))
 
 
 def _ranges(info: Any, split: Any, subject: str) -> list[tuple[str, int, int]]:
@@ -252,10 +279,12 @@ def _fingerprint(pieces: Iterable[Piece], split_bytes: Mapping[str, int]) -> str
     return _digest([*files, *(f"{name}: {size} bytes" for name, size in split_bytes.items())])
 
 
-def _earlier_fingerprints(pieces: Iterable[Piece]) -> tuple[str, str]:
+def _earlier_fingerprints(pieces: Sequence[Piece]) -> tuple[str, ...]:
     """Digests with the sizes of the files; the second, which is older, counts a file for each slice
-    that takes records of it.
+    that takes records of it. Earlier versions read no store, which does not tell sizes either.
     """
+    if isinstance(pieces[0].path, ObjectPath):
+        return ()
     files = [f"{piece.path.name} {piece.length} {file_size(piece.path)}" for piece in pieces]
     return _digest(set(files)), _digest(files)
 

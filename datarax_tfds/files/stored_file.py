@@ -1,16 +1,17 @@
 """Reads the names and the bytes of files of the local or mounted file system.
 
-Files of records and their indexes are listed, measured and read only by what is in this module. To
-read from another store, write a class with the methods of `StoredFile`, and functions like
-`file_names` and `file_size`, and choose by the path.
+Files of records and their indexes are listed, measured and read only by what is in this module, or
+by `stored_object.py` if they are objects of a store.
 """
 
 import os
-from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple, final
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePath
+from typing import NamedTuple, Protocol, final
 
 from datarax_tfds.runtime.copying import not_copied
+from datarax_tfds.stores.object_path import ObjectPath
+from datarax_tfds.stores.object_store import names
 
 # For our own files, in directories that others may write to: follows no link, waits for no pipe.
 _OWN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -23,6 +24,16 @@ class FileVersion(NamedTuple):
     modified_ns: int
     device: int
     inode: int
+
+
+class Readable(Protocol):
+    """The part of `StoredFile` that reads."""
+
+    def version(self) -> FileVersion: ...
+
+    def read_at(self, start: int, length: int, /) -> bytes: ...
+
+    def read_each(self, starts: Sequence[int], stops: Sequence[int], /) -> list[bytes]: ...
 
 
 @final
@@ -55,6 +66,11 @@ class StoredFile:
         """`length` bytes from `start` on, or fewer at the end of the file."""
         return os.pread(self._descriptor, length, start)
 
+    def read_each(self, starts: Sequence[int], stops: Sequence[int]) -> list[bytes]:
+        """The bytes of several ranges `[start, stop)`, or fewer at the end of the file."""
+        read, descriptor = os.pread, self._descriptor
+        return [read(descriptor, b - a, a) for a, b in zip(starts, stops, strict=True)]
+
     # An argument, because the module `os` may be gone when the interpreter exits.
     def close(self, close_descriptor: Callable[[int], None] = os.close) -> None:
         descriptor, self._descriptor = self._descriptor, -1
@@ -64,11 +80,13 @@ class StoredFile:
     __del__ = close
 
 
-def file_names(directory: Path) -> set[str]:
+def file_names(directory: PurePath) -> set[str]:
     """The names of the files in a directory, from one listing; empty if there is no directory.
 
     Only links, whose targets may be missing, are looked at one by one.
     """
+    if isinstance(directory, ObjectPath):
+        return set(names(directory))
     try:
         with os.scandir(directory) as entries:
             return {entry.name for entry in entries if entry.is_file()}
@@ -76,6 +94,11 @@ def file_names(directory: Path) -> set[str]:
         return set()
 
 
-def file_size(path: Path) -> int:
+def file_size(path: PurePath) -> int:
     """The size of a file in bytes, without opening it."""
     return os.stat(path).st_size
+
+
+def size_in_words(path: PurePath) -> str:
+    """The size of a file for a message; a store does not say that of an object."""
+    return "unknown" if isinstance(path, ObjectPath) else str(file_size(path))

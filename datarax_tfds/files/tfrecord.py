@@ -1,12 +1,10 @@
 """The TFRecord format: finds where the records of a file begin, and reads any of them."""
 
 import functools
-import itertools
-import os
 import struct
 from collections.abc import Sequence
 from contextlib import closing
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import google_crc32c
@@ -14,7 +12,7 @@ import numpy as np
 
 from datarax_tfds.errors import RESTORE, RESTORE_OR_SKIP, DataLossError
 from datarax_tfds.files.record_index import RecordIndex
-from datarax_tfds.files.stored_file import StoredFile
+from datarax_tfds.files.stored_file import Readable, StoredFile
 from datarax_tfds.runtime.copying import not_copied
 from sharding.checks import refused
 from sharding.hosts.job import job
@@ -30,11 +28,15 @@ _MAX_READ_BYTES = 1 << 30  # Linux reads at most 2 GiB in one call
 FRAME_BYTES = _HEADER.size + _FOOTER_BYTES
 
 
-def scanned_starts(path: Path) -> np.ndarray:
+def scanned_starts(path: PurePath, file: Readable | None = None) -> np.ndarray:
     """Finds where the records of a file begin: reads each length and verifies its checksum.
 
     Two to five million records take about a second. The lengths are followed in Python, because
     each says where the next one is; the checksums of many are verified at once.
+
+    Args:
+        path: The file.
+        file: The open file, if it is not on a file system. It is read from front to back.
 
     Returns:
         The offset of each record, `[records + 1]` int64; the last one is the size of the file.
@@ -42,28 +44,37 @@ def scanned_starts(path: Path) -> np.ndarray:
     Raises:
         DataLossError: The file is cut short, or a length fails its checksum.
     """
+    if file is None:
+        with closing(StoredFile(Path(path))) as opened:
+            return _scanned(path, opened, opened.version().size)
+    return _scanned(path, file, None)
+
+
+def _scanned(path: PurePath, file: Readable, size: int | None) -> np.ndarray:
+    """The starts in an open file, of which the size may not be known before its end is read."""
     found = [np.zeros(0, np.int64)]
     start = count = record_bytes = 0
-    with closing(StoredFile(path)) as file:
-        size = file.version().size
-        while start < size:
-            # Reads many small records at once, but only a header after a large record.
-            small = record_bytes < _LARGE_BYTES
-            window = file.read_at(start, _WINDOW_BYTES if small else _HEADER.size)
-            job.progress.pieces += 1  # so that the other processes keep waiting for this one
-            places, end = _places_in(window)
-            if (damaged := _first_damaged(window, places)) is not None:
-                place = count + damaged, start + places[damaged]
-                raise _loss(path, "a length fails its checksum.", *place, fix=RESTORE)
-            if not places:
-                raise _loss(path, "the file is cut short.", count, start, fix=RESTORE)
-            found.append(np.add(places, start))
-            count += len(places)
-            record_bytes = end - places[-1]
-            start += end
+    while size is None or start < size:
+        # Reads many small records at once, but only a header after a large record.
+        small = record_bytes < _LARGE_BYTES
+        window = file.read_at(start, _WINDOW_BYTES if small else _HEADER.size)
+        if size is None and not window:
+            break
+        job.progress.pieces += 1  # so that the other processes keep waiting for this one
+        places, end = _places_in(window)
+        if (damaged := _first_damaged(window, places)) is not None:
+            place = count + damaged, start + places[damaged]
+            raise _loss(path, file, "a length fails its checksum.", *place, fix=RESTORE)
+        if not places:
+            raise _loss(path, file, "the file is cut short.", count, start, fix=RESTORE)
+        found.append(np.add(places, start))
+        count += len(places)
+        record_bytes = end - places[-1]
+        start += end
     starts = np.append(np.concatenate(found), start)
-    if start > size:
-        raise _loss(path, "the file is cut short.", count - 1, int(starts[-2]), fix=RESTORE)
+    if start > file.version().size:
+        problem = "the file is cut short."
+        raise _loss(path, file, problem, count - 1, int(starts[-2]), fix=RESTORE)
     return starts
 
 
@@ -117,7 +128,7 @@ class TFRecordFile:
         index: Where its records are.
     """
 
-    def __init__(self, path: Path, file: StoredFile, index: RecordIndex):
+    def __init__(self, path: PurePath, file: Readable, index: RecordIndex):
         self._path = path
         self._file = file
         self._index = index
@@ -135,7 +146,14 @@ class TFRecordFile:
         cut = np.flatnonzero(np.fromiter(map(len, frames), np.int64) < stops - starts)
         if len(cut):
             problem = "the file was cut while it was read."
-            raise _loss(self._path, problem, int(index[cut[0]]), int(starts[cut[0]]), fix=RESTORE)
+            raise _loss(
+                self._path,
+                self._file,
+                problem,
+                int(index[cut[0]]),
+                int(starts[cut[0]]),
+                fix=RESTORE,
+            )
         records = [frame[_HEADER.size : -_FOOTER_BYTES] for frame in frames]
         crcs = np.fromiter(map(google_crc32c.value, records), np.uint32)
         written = np.frombuffer(b"".join([frame[-_FOOTER_BYTES:] for frame in frames]), "<u4")
@@ -143,32 +161,36 @@ class TFRecordFile:
         if len(damaged):
             place, start = int(index[damaged[0]]), int(starts[damaged[0]])
             problem = "a record fails its checksum."
-            error = _loss(self._path, problem, place, start, fix=RESTORE_OR_SKIP)
+            error = _loss(self._path, self._file, problem, place, start, fix=RESTORE_OR_SKIP)
             error.of_record(place, problem)
             raise error
         return records
 
     def _frames(self, index: np.ndarray, starts: list[int], stops: list[int]) -> list[bytes]:
         """The frames at these places. Consecutive frames are read in one call."""
-        read_at = self._file.read_at
         breaks = (np.flatnonzero(np.diff(index) != 1) + 1).tolist()
         if len(breaks) >= len(starts) - 1 or sum(stops) - sum(starts) > _MAX_READ_BYTES:
-            return [read_at(start, stop - start) for start, stop in zip(starts, stops, strict=True)]
+            return self._file.read_each(starts, stops)
+        firsts, ends = [0, *breaks], [*breaks, len(starts)]
+        runs = self._file.read_each(
+            [starts[first] for first in firsts], [stops[end - 1] for end in ends]
+        )
         frames = []
-        for first, last in itertools.pairwise([0, *breaks, len(starts)]):
+        for run, first, end in zip(runs, firsts, ends, strict=True):
             base = starts[first]
-            run = read_at(base, stops[last - 1] - base)
-            frames += [run[starts[row] - base : stops[row] - base] for row in range(first, last)]
+            frames += [run[starts[row] - base : stops[row] - base] for row in range(first, end)]
         return frames
 
 
-def _loss(path: Path, problem: str, place: int, offset: int, *, fix: str) -> DataLossError:
+def _loss(
+    path: PurePath, file: Readable, problem: str, place: int, offset: int, *, fix: str
+) -> DataLossError:
     return refused(
         DataLossError,
         str(path),
         problem,
         record=place,
-        offset=f"byte {offset} of {os.path.getsize(path)}",
+        offset=f"byte {offset} of {file.version().size}",
         fix=fix,
     )
 

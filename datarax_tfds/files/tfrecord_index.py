@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
@@ -41,7 +41,8 @@ class TFRecordOpener:
         self._rebuilt: set[Path] = set()
         self._lock = threading.Lock()
 
-    def __call__(self, path: Path) -> TFRecordFile:
+    def __call__(self, path: PurePath) -> TFRecordFile:
+        path = Path(path)
         file = StoredFile(path)
         version = file.version()
         before, _ = self._opened.get(path, (version, b""))
@@ -62,12 +63,13 @@ class TFRecordOpener:
         self._opened[path] = before, index.digest
         return TFRecordFile(path, file, index)
 
-    def rebuild_index(self, path: Path) -> bool:
+    def rebuild_index(self, path: PurePath) -> bool:
         """Builds the index of a file again, at most once; returns whether it did.
 
         The index is wrong if its pages are damaged, or if the file was replaced by one of the same
         size and modification time.
         """
+        path = Path(path)
         with self._lock:
             first = path not in self._rebuilt
             self._rebuilt.add(path)
@@ -88,10 +90,10 @@ class TFRecordOpener:
             self._unkept[path] = index
         return True
 
-    def unindexed(self, paths: Sequence[Path]) -> list[Path]:
+    def unindexed(self, paths: Sequence[PurePath]) -> list[PurePath]:
         """The files among these that have no index yet, found by listing the places of indexes."""
-        found: list[Path] = []
-        for directory, files in itertools.groupby(paths, lambda path: path.parent):
+        found: list[PurePath] = []
+        for directory, files in itertools.groupby(map(Path, paths), lambda path: path.parent):
             beside, cache = _beside(directory), _cache_directory()
             there = _names(beside)
             missing = [path for path in files if path.name not in there]

@@ -1,0 +1,254 @@
+"""Opens files of records that are objects of a store.
+
+The index of a TFRecord object is made once, by reading the object from front to back, for the
+generation that it then has. It is kept in `.record_index` beside the data if that can be written,
+and always in the user's cache directory. ArrayRecord has its index inside, and a library that reads
+no store but `gs://`: such objects are copied to the local disk when they are first needed.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable, Sequence, Set
+from pathlib import Path, PurePath
+from typing import cast
+
+from datarax_tfds.errors import DataLossError
+from datarax_tfds.files.array_record import ArrayRecordFile, ArrayRecordOpener
+from datarax_tfds.files.formats import FileOpener
+from datarax_tfds.files.record_index import RecordIndex, index_content, size_in_index
+from datarax_tfds.files.stored_file import StoredFile, file_names
+from datarax_tfds.files.stored_object import ObjectStream, StoredObject, require_same, version_of
+from datarax_tfds.files.tfrecord import TFRecordFile, scanned_starts
+from datarax_tfds.files.tfrecord_index import TFRecordOpener
+from datarax_tfds.runtime.small_files import draft_of
+from datarax_tfds.stores.object_path import ObjectPath
+from datarax_tfds.stores.object_store import generation, read_object, write_object
+from sharding.checks import refused
+
+_log = logging.getLogger(__name__)
+
+_COPY_BYTES = 8 << 20  # written to the disk at once
+_DISK_FRACTION = 0.5  # of the room that copies and free space take together
+_MORE_ROOM = (
+    "free room there, set XDG_CACHE_HOME to a directory on a larger disk, or write the dataset as"
+    " TFRecord, which is read without copies"
+)
+
+
+class _Generations:
+    """The generations of the objects that were opened, each of which stays the only one."""
+
+    def __init__(self):
+        self._known: dict[ObjectPath, bytes] = {}
+        self._lock = threading.Lock()
+
+    def of(self, path: ObjectPath) -> bytes:
+        """The present generation, by a small request; raises if it was another one before."""
+        now = generation(path)
+        with self._lock:
+            require_same(path, self._known.setdefault(path, now), now)
+        return now
+
+
+class TFRecordObjectOpener:
+    """Opens TFRecord objects."""
+
+    index_bytes = TFRecordOpener.index_bytes
+
+    def __init__(self):
+        self._generations = _Generations()
+        self._rebuilt: set[ObjectPath] = set()
+
+    def __call__(self, path: PurePath) -> TFRecordFile:
+        path = cast(ObjectPath, path)
+        now = self._generations.of(path)
+        index = _kept_index(path, now)
+        if index is None:
+            index = _built_index(path, now)
+        return TFRecordFile(path, StoredObject(path, now, index.file_bytes), index)
+
+    def rebuild_index(self, path: PurePath) -> bool:
+        """Builds the index of an object again, at most once; returns whether it did."""
+        path = cast(ObjectPath, path)
+        if path in self._rebuilt:
+            return False
+        self._rebuilt.add(path)
+        try:
+            _built_index(path, self._generations.of(path))
+        except DataLossError:
+            return False  # the first error says more
+        return True
+
+    def unindexed(self, paths: Sequence[PurePath]) -> list[PurePath]:
+        """The objects among these that have no index yet, found by listing the places of them."""
+        cache = _cache("record_index")
+        cached = set() if cache is None else file_names(cache)
+        left = [path for path in paths if _cache_name(path) not in cached]
+        beside = {
+            folder: file_names(folder / ".record_index")
+            for folder in {path.parent for path in left}
+        }
+        return [path for path in left if path.name not in beside[path.parent]]
+
+
+def _kept_index(path: ObjectPath, now: bytes) -> RecordIndex | None:
+    """The index in the cache directory, or that beside the data; None if neither fits."""
+    cache = _cache("record_index")
+    if cache is not None:
+        with contextlib.suppress(OSError):
+            file = StoredFile(cache / _cache_name(path), own=True)
+            if (found := _opened_index(path, now, file.read_at, file.version().size)) is not None:
+                return found
+    beside = read_object(path.parent / ".record_index" / path.name)
+    return None if beside is None else _local_index(path, now, beside.content)
+
+
+def _built_index(path: ObjectPath, now: bytes) -> RecordIndex:
+    stream = ObjectStream(path, now)
+    starts = scanned_starts(path, stream)
+    content = index_content(starts, version_of(now, int(starts[-1])))
+    beside = path.parent / ".record_index" / path.name
+    try:
+        write_object(beside, content)
+    except OSError as error:
+        _log.info("%s: no index can be written there: %s", beside, error)
+    index = _local_index(path, now, content)
+    assert index is not None
+    return index
+
+
+def _local_index(path: ObjectPath, now: bytes, content: bytes) -> RecordIndex | None:
+    """An index that was read or built, kept in the cache directory, or else in memory."""
+    if _opened_index(path, now, _reader(content), len(content)) is None:
+        return None
+    cache = _cache("record_index")
+    if cache is not None:
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            with draft_of(cache / _cache_name(path)) as draft:
+                draft.write(content)
+            file = StoredFile(cache / _cache_name(path), own=True)
+            return _opened_index(path, now, file.read_at, file.version().size)
+        except OSError as error:
+            _log.info("no index can be written to %s: %s", cache, error)
+    return _opened_index(path, now, _reader(content), len(content))
+
+
+def _reader(content: bytes) -> Callable[[int, int], bytes]:
+    return lambda start, length: content[start : start + length]
+
+
+def _opened_index(
+    path: ObjectPath, now: bytes, read_at: Callable[[int, int], bytes], index_bytes: int
+) -> RecordIndex | None:
+    version = version_of(now, size_in_index(read_at))
+    return RecordIndex.opened(read_at, index_bytes, version, str(path))
+
+
+class ArrayRecordObjectOpener:
+    """Opens ArrayRecord objects, of which it keeps copies on the local disk.
+
+    The copies stay there until others need their room: together they fill half of the disk at most.
+    """
+
+    index_bytes = ArrayRecordOpener.index_bytes
+
+    def __init__(self):
+        self._generations = _Generations()
+        self._own: set[str] = set()
+        self._lock = threading.Lock()
+
+    def __call__(self, path: PurePath) -> ArrayRecordFile:
+        path = cast(ObjectPath, path)
+        now = self._generations.of(path)
+        copies = _cache("array_record")
+        if copies is None:
+            raise self._no_room(path, "there is no home directory")
+        copy = copies / _cache_name(path, now)
+        self._own.add(copy.name)
+        if not copy.exists():
+            level = logging.INFO if len(self._own) > 1 else logging.WARNING
+            _log.log(level, "%s: ArrayRecord is read from a local copy, %s", path, copy)
+            stream = ObjectStream(path, now)
+            try:
+                self._fetch(stream, copy)
+            except OSError as error:
+                if error.errno is None:
+                    raise  # of the store, or ours
+                raise self._no_room(path, error) from error
+        with contextlib.suppress(OSError):
+            os.utime(copy)  # it was used last
+        return ArrayRecordFile(copy, named=path)
+
+    def rebuild_index(self, path: PurePath) -> bool:  # noqa: ARG002
+        return False  # the index is part of the file, and has a checksum
+
+    def unindexed(self, paths: Sequence[PurePath]) -> Sequence[PurePath]:  # noqa: ARG002
+        return ()
+
+    def _fetch(self, stream: ObjectStream, copy: Path) -> None:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with draft_of(copy) as draft:
+            own = {*self._own, Path(draft.name).name}
+            start = 0
+            while window := stream.read_at(start, _COPY_BYTES):
+                with self._lock:
+                    _make_room(copy.parent, len(window), own)
+                    draft.write(window)
+                start += len(window)
+
+    def _no_room(self, path: ObjectPath, error: object) -> OSError:
+        return refused(
+            OSError,
+            str(path),
+            "the object cannot be copied to the local disk, from which ArrayRecord is read.",
+            error=error,
+            fix=_MORE_ROOM,
+        )
+
+
+def _make_room(directory: Path, wanted: int, own: Set[str]) -> None:
+    """Removes the copies used least recently, except our own, until copies fill half of the disk.
+
+    Raises:
+        OSError: Our own copies need more.
+    """
+    copies = sorted(
+        (copy.stat().st_mtime_ns, copy.stat().st_size, copy.name) for copy in directory.iterdir()
+    )
+    held = sum(size for _, size, _ in copies)
+    bound = int(_DISK_FRACTION * (shutil.disk_usage(directory).free + held))
+    for _, size, name in copies:
+        if held + wanted <= bound:
+            return
+        if name not in own:
+            (directory / name).unlink(missing_ok=True)
+            held -= size
+    if held + wanted > bound:
+        raise refused(
+            OSError,
+            str(directory),
+            "the copies of the split would fill more than half of the disk.",
+            bytes=held + wanted,
+            bound=bound,
+            fix=_MORE_ROOM,
+        )
+
+
+OBJECT_FORMATS: dict[str, Callable[[], FileOpener]] = {
+    "tfrecord": TFRecordObjectOpener,
+    "array_record": ArrayRecordObjectOpener,
+}
+
+
+def _cache(kind: str) -> Path | None:
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(home) / "datarax_tfds" / kind if os.path.isabs(home) else None
+
+
+def _cache_name(path: PurePath, pinned: bytes = b"") -> str:
+    return hashlib.sha256(str(path).encode() + pinned).hexdigest()[:32]

@@ -1,0 +1,275 @@
+"""Reads, lists and writes objects through TensorStore, and says what is wrong if a store fails.
+
+    content, generation = read_object(ObjectPath.parse("gs://bucket/mnist/3.0.1/features.json"))
+
+TensorStore repeats requests that failed for a reason that may pass (status 408, 429 and 5xx, a lost
+connection), waiting longer each time. It finds credentials by the conventions of each store, and
+has no timeout: each call here ends within `PATIENCE.answer_s` seconds. How many requests may be
+under way at once is its own setting, too: 32, or `TENSORSTORE_GCS_REQUEST_CONCURRENCY` and
+`TENSORSTORE_S3_REQUEST_CONCURRENCY`.
+"""
+
+import functools
+import os
+import re
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from datarax_tfds.errors import RESTORE, DataLossError
+from datarax_tfds.runtime.threads import native_call
+from datarax_tfds.stores.object_path import ObjectPath
+from sharding.checks import refused
+
+_POLL_S = 0.5
+_SHORT_ANSWERS = 3  # how often a range is requested again if the answer is too short
+# What TensorStore says of a range that it did not get whole.
+_PARTIAL = re.compile(r"was not satisfied by response with byte range .* total size (\d+)")
+_BEYOND = "OUT_OF_RANGE"
+_DENIED = "PERMISSION_DENIED"
+
+
+class Patience(NamedTuple):
+    """How long to go on with a store that fails.
+
+    Args:
+        retries: How often a request is repeated; the waits grow from 0.2 to 5 s.
+        answer_s: The longest time for all requests of one call.
+    """
+
+    retries: int = 8
+    answer_s: float = 120.0
+
+
+PATIENCE = Patience()
+BRIEF = Patience(retries=3, answer_s=8.0)  # for a store that may well be out of reach
+
+
+class Content(NamedTuple):
+    """Bytes of an object, and its generation: another one when the object has been replaced."""
+
+    content: bytes
+    generation: bytes
+
+
+def read_object(path: ObjectPath) -> Content | None:
+    """The whole content of an object; None if there is none.
+
+    Raises:
+        PermissionError: The store does not let this process read it.
+        ConnectionError: The store does not answer, or not as it should.
+    """
+    return read_objects([path])[0]
+
+
+def read_objects(paths: Sequence[ObjectPath]) -> list[Content | None]:
+    """The content of several objects of one bucket, requested at once; raises as `read_object`."""
+    until = time.monotonic() + PATIENCE.answer_s
+    futures = [_bucket(path).read(path.key) for path in paths]
+    return [
+        _found(_result(future, path, until)) for path, future in zip(paths, futures, strict=True)
+    ]
+
+
+def generation(path: ObjectPath) -> bytes:
+    """The generation of an object, which takes one small request; raises as `read_ranges`."""
+    until = time.monotonic() + PATIENCE.answer_s
+    future = _bucket(path).read(path.key, byte_range=slice(0, 0))
+    return _existing(path, _result(future, path, until)).generation
+
+
+def read_ranges(path: ObjectPath, ranges: Sequence[tuple[int, int]]) -> list[Content]:
+    """The bytes `[start, stop)` of an object, or fewer where the object ends.
+
+    All ranges are requested at once; those that are less than 4 KiB apart in one request.
+
+    Raises:
+        DataLossError: There is no such object.
+        PermissionError: The store does not let this process read it.
+        ConnectionError: The store does not answer, or not as it should.
+    """
+    return PendingRanges(path, ranges).result()
+
+
+class PendingRanges:
+    """Ranges of an object that have been requested, as by `read_ranges`."""
+
+    def __init__(self, path: ObjectPath, ranges: Sequence[tuple[int, int]]):
+        import tensorstore as ts
+
+        self._path = path
+        self._ranges = ranges
+        self._bucket = _bucket(path)
+        batch = ts.Batch()
+        self._futures = [self._requested(start, stop, batch) for start, stop in ranges]
+        batch.submit()
+
+    def result(self) -> list[Content]:
+        """The contents; raises as `read_ranges`."""
+        until = time.monotonic() + PATIENCE.answer_s
+        return [
+            self._content(future, start, stop, until)
+            for future, (start, stop) in zip(self._futures, self._ranges, strict=True)
+        ]
+
+    def _requested(self, start: int, stop: int, batch: Any = None) -> Any:
+        return self._bucket.read(self._path.key, byte_range=slice(start, stop), batch=batch)
+
+    def _content(self, future: Any, start: int, stop: int, until: float) -> Content:
+        for _ in range(_SHORT_ANSWERS):
+            answer = _result(future, self._path, until, start)
+            if not isinstance(answer, str):
+                break
+            partial = _PARTIAL.search(answer)
+            if partial is None or int(partial[1]) <= start:
+                return Content(b"", b"")  # the range begins behind the end of the object
+            # Either the object ends within the range, or the answer was too short.
+            future = self._requested(start, min(stop, int(partial[1])))
+        else:
+            raise _unanswered(self._path, start, "its answers are shorter than what was requested")
+        return _existing(self._path, answer)
+
+
+def names(directory: ObjectPath, patience: Patience | None = None) -> list[str]:
+    """The names of all objects below a directory, as `3.0.1/features.json`, in their order.
+
+    The store is asked for a thousand names at a time. Raises as `read_object`.
+    """
+    patience = patience or PATIENCE
+    folder = _bucket(directory, patience)
+    if directory.key:
+        folder /= directory.key + "/"
+    keys = _result(folder.list(), directory, time.monotonic() + patience.answer_s)
+    return sorted(key.decode() for key in keys)
+
+
+def write_object(path: ObjectPath, content: bytes) -> None:
+    """Writes an object; nobody ever reads a part of it. Raises as `read_object`."""
+    until = time.monotonic() + PATIENCE.answer_s
+    _result(_bucket(path).write(path.key, content), path, until)
+
+
+def _found(read: Any) -> Content | None:
+    return None if read.state == "missing" else Content(read.value, read.stamp.generation)
+
+
+def _existing(path: ObjectPath, read: Any) -> Content:
+    found = _found(read)
+    if found is None:
+        raise refused(
+            DataLossError,
+            str(path),
+            "there is no such object in the store.",
+            bucket=path.bucket,
+            fix=RESTORE,
+        )
+    return found
+
+
+def _result(future: Any, path: ObjectPath, until: float, start: int | None = None) -> Any:
+    """The result of a request. If it asked for a range from `start` on, and the object does not
+    have all of that, the error as a text.
+    """
+    while True:
+        with native_call():  # briefly, so that the interpreter can exit meanwhile
+            try:
+                return future.result(timeout=_POLL_S)
+            except TimeoutError:
+                if time.monotonic() < until:
+                    continue
+                reason = f"no answer within {PATIENCE.answer_s:.0f} s"
+            except ValueError as error:
+                if start is not None and str(error).startswith(_BEYOND):
+                    return str(error)
+                reason = str(error)
+        # Without the cause, because a store quotes keys and accounts in the body of its answer.
+        raise _unanswered(path, start or 0, reason) from None
+
+
+def _unanswered(path: ObjectPath, start: int, reason: str) -> OSError:
+    """The error for an answer of the store that is none."""
+    code = re.search(r"<Code>(\w+)</Code>", reason)
+    status = re.search(r"\[http_response_code='(\d+)'\]", reason)
+    said = [reason.partition(" [http_response_")[0]]
+    said += [f"status {status[1]}"] if status else []
+    said += [code[1]] if code else []
+    facts = {"offset": f"byte {start}", "error": ", ".join(said)}
+    variable = _endpoint_variable(path)
+    if reason.startswith(_DENIED):
+        fix = (
+            "allow the account of this process s3:GetObject and s3:ListBucket on the bucket, or"
+            " choose another account with AWS_PROFILE"
+        )
+        if path.scheme == "gs":
+            fix = (
+                "give the account of this process the role Storage Object Viewer on the bucket, or"
+                " choose another account with GOOGLE_APPLICATION_CREDENTIALS"
+            )
+        return refused(
+            PermissionError,
+            str(path),
+            "the store does not let this process read or write the object.",
+            **facts,
+            fix=fix,
+        )
+    return refused(
+        ConnectionError,
+        str(path),
+        "the store does not answer as it should.",
+        **facts,
+        endpoint=os.environ.get(variable, "the public one"),
+        fix=f"check with another client whether this host can read the object, and whether"
+        f" {variable} is right, if it is set; then start again, and the run goes on where it was"
+        " saved",
+    )
+
+
+def _endpoint_variable(path: ObjectPath) -> str:
+    if path.scheme == "gs":
+        return "TENSORSTORE_GCS_HTTP_URL"
+    return "AWS_ENDPOINT_URL_S3" if "AWS_ENDPOINT_URL_S3" in os.environ else "AWS_ENDPOINT_URL"
+
+
+def _bucket(path: ObjectPath, patience: Patience | None = None) -> Any:
+    """The `tensorstore.KvStore` of a bucket."""
+    emulator = os.environ.get("STORAGE_EMULATOR_HOST")
+    if path.scheme == "gs" and emulator and "TENSORSTORE_GCS_HTTP_URL" not in os.environ:
+        # TensorStore knows only this variable, and no argument.
+        url = emulator if "://" in emulator else f"http://{emulator}"
+        os.environ["TENSORSTORE_GCS_HTTP_URL"] = url
+    endpoint = os.environ.get(_endpoint_variable(path))
+    return _opened(path.scheme, path.bucket, endpoint, patience or PATIENCE)
+
+
+@functools.cache
+def _opened(scheme: str, bucket: str, endpoint: str | None, patience: Patience) -> Any:
+    import tensorstore as ts
+
+    retries = {"max_retries": patience.retries, "initial_delay": "200ms", "max_delay": "5s"}
+    if scheme == "gs":
+        spec: dict[str, Any] = {"driver": "gcs", "bucket": bucket}
+        context: dict[str, Any] = {"gcs_request_retries": retries}
+        # Who pays for the requests, by the same variables as in GDAL.
+        if payer := os.environ.get("GS_USER_PROJECT"):
+            context["gcs_user_project"] = {"project_id": payer}
+    else:
+        spec = {"driver": "s3", "bucket": bucket}
+        context = {"s3_request_retries": retries}
+        if endpoint:
+            region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+            spec |= {"endpoint": endpoint, "aws_region": region or "us-east-1"}
+        if os.environ.get("AWS_REQUEST_PAYER") == "requester":
+            spec["requester_pays"] = True
+    path = ObjectPath(f"{scheme}:", bucket)
+    try:
+        future = ts.KvStore.open(spec, context=ts.Context(context))
+    except ValueError as error:  # TensorStore refuses the name of the bucket
+        raise refused(
+            ValueError,
+            "data_dir",
+            "this is not the name of a bucket.",
+            data_dir=str(path),
+            error=error,
+            fix="use the name of a bucket, as gs://bucket/datasets",
+        ) from error
+    return _result(future, path, time.monotonic() + patience.answer_s)

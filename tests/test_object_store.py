@@ -1,0 +1,319 @@
+"""Datasets in stores of objects: the same batches and states as from a disk, under every fault."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import object_servers
+import pytest
+from checkout import GUARD_S, ROOT
+from faulty_store import FaultyStore
+from object_servers import BUCKET, environment, upload
+from refusals import refused
+
+from datarax_tfds import (
+    DataLossError,
+    DatasetNotFoundError,
+    TFDSEagerConfig,
+    TFDSEagerSource,
+    TFDSStreamingConfig,
+    TFDSStreamingSource,
+    TrustError,
+)
+from datarax_tfds.stores import object_store
+from datarax_tfds.stores.object_path import ObjectPath
+
+DATASETS = f"gs://{BUCKET}/datasets"
+TRAIN = "tiny-train.tfrecord"
+FIRST = f"{TRAIN}-00000-of-00004"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """A cache directory of the test's own."""
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    return cache / "datarax_tfds"
+
+
+@pytest.fixture(scope="session")
+def served(data_dir, tmp_path_factory):
+    """The environment that leads to a real server of each kind, which holds the tiny datasets."""
+    with (
+        object_servers.gcs(tmp_path_factory.mktemp("gcs")) as gcs,
+        object_servers.s3() as s3,
+        environment(**gcs, **s3),
+    ):
+        for name in ("tiny", "tiny_array", "tiny_uneven"):
+            for scheme in ("gs", "s3"):
+                upload(data_dir / name, f"{scheme}://{BUCKET}/datasets/{name}")
+        yield gcs | s3
+
+
+@pytest.fixture
+def store(data_dir):
+    """A store of our own with the tiny datasets, at its first errors."""
+    with FaultyStore.started() as store:
+        for name in ("tiny", "tiny_array"):
+            store.put(data_dir / name, f"datasets/{name}")
+        yield store
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Few retries: faults that last are reported within seconds."""
+    monkeypatch.setattr(object_store, "PATIENCE", object_store.Patience(retries=3, answer_s=30.0))
+
+
+def stream(data_dir, name="tiny", **fields):
+    fields = {"split": "train", "shuffle": True} | fields
+    return TFDSStreamingSource(TFDSStreamingConfig(name=name, data_dir=str(data_dir), **fields))
+
+
+def batches(source, count=8, size=16):
+    return [{k: np.asarray(v) for k, v in source.get_batch(size).items()} for _ in range(count)]
+
+
+def nowhere():
+    """An address at which no server is."""
+    return f"http://127.0.0.1:{object_servers.free_port()}"
+
+
+def equal(some, others):
+    for one, other in zip(some, others, strict=True):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert one[key].dtype == other[key].dtype
+            assert np.array_equal(one[key], other[key])
+
+
+class TestRealServers:
+    @pytest.mark.parametrize("access", ["random", "sequential"])
+    @pytest.mark.parametrize("name", ["tiny", "tiny_array", "tiny_uneven"])
+    @pytest.mark.parametrize("scheme", ["gs", "s3"])
+    def test_a_stream_gives_the_batches_and_the_state_of_a_disk(
+        self, served, data_dir, scheme, name, access
+    ):
+        disk = stream(data_dir, name, access=access)
+        remote = stream(f"{scheme}://{BUCKET}/datasets", name, access=access)
+        equal(batches(disk, 3), batches(remote, 3))
+        assert disk.get_state() == remote.get_state()
+        moved = stream(f"{scheme}://{BUCKET}/datasets", name, access=access)
+        moved.set_state(disk.get_state())  # from disk to store
+        back = stream(data_dir, name, access=access)
+        back.set_state(remote.get_state())  # from store to disk
+        equal(batches(back, 5), batches(moved, 5))
+
+    @pytest.mark.parametrize("scheme", ["gs", "s3"])
+    def test_an_eager_source_holds_the_records_of_a_disk(self, served, data_dir, scheme):
+        fields = {"name": "tiny", "split": "test+train[10:50]", "shuffle": True}
+        disk = TFDSEagerSource(TFDSEagerConfig(data_dir=str(data_dir), **fields))
+        there = f"{scheme}://{BUCKET}/datasets"
+        equal(batches(disk), batches(TFDSEagerSource(TFDSEagerConfig(data_dir=there, **fields))))
+
+    @pytest.mark.parametrize("scheme", ["gs", "s3"])
+    @pytest.mark.parametrize("place", ["", "/1.0.0"])
+    def test_from_directory_and_the_directory_itself_name_a_dataset(
+        self, served, data_dir, scheme, place
+    ):
+        directory = f"{scheme}://{BUCKET}/datasets/tiny{place}"
+        config = TFDSStreamingConfig.from_directory(directory, "train")
+        assert config.name == "tiny"
+        assert config.data_dir == f"{scheme}://{BUCKET}/datasets/tiny/1.0.0"
+        disk = batches(stream(data_dir, shuffle=False))
+        equal(batches(TFDSStreamingSource(config)), disk)
+        equal(batches(stream(directory, shuffle=False)), disk)
+
+    @pytest.mark.parametrize("scheme", ["gs", "s3"])
+    def test_an_index_is_kept_beside_the_data_for_all_hosts(self, served, cache, scheme):
+        source = stream(f"{scheme}://{BUCKET}/datasets")
+        there = ObjectPath.parse(f"{scheme}://{BUCKET}/datasets/tiny/1.0.0/.record_index")
+        assert {name for name in object_store.names(there) if name.startswith(TRAIN)} == {
+            f"{TRAIN}-{shard:05}-of-00004" for shard in range(4)
+        }
+        shutil.rmtree(cache / "record_index")
+        equal(batches(source), batches(stream(f"{scheme}://{BUCKET}/datasets")))
+
+    def test_a_dataset_is_opened_without_tensorflow(self, served):
+        code = (
+            "import sys; from datarax_tfds.files.split import open_split\n"
+            "from datarax_tfds import TFDSStreamingConfig\n"
+            f"config = TFDSStreamingConfig(name='tiny', split='train', data_dir={DATASETS!r})\n"
+            "split = open_split(config)\n"
+            "assert len(split.files.read_one(96))\n"
+            "assert 'tensorflow' not in sys.modules\n"
+        )
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=GUARD_S)
+        assert done.returncode == 0, done.stderr
+
+
+class TestFaults:
+    @pytest.mark.parametrize("fault", [408, 429, 500, 503, "reset", "short"])
+    @pytest.mark.parametrize("name", ["tiny", "tiny_array"])
+    def test_what_passes_changes_no_batch(self, store, data_dir, name, fault):
+        """Every object's first answers fail: of its metadata, of its index, and of its records."""
+        failed = {}
+
+        def fails(request):
+            # A list or a stat has no bytes to be short of; TensorStore reads them whole.
+            if fault == "short" and request.range is None:
+                return None
+            failed[request.name] = failed.get(request.name, 0) + 1
+            return fault if failed[request.name] <= 2 else None
+
+        store.fault = fails
+        disk = batches(stream(data_dir, name))
+        equal(batches(stream(DATASETS, name)), disk)
+        assert len(failed) >= 4
+
+    @pytest.mark.parametrize(
+        ("fault", "kind", "message"),
+        [
+            (503, ConnectionError, r"does not answer.*offset: .*503.*fix:.*TENSORSTORE_GCS_HTTP_"),
+            (403, PermissionError, r"does not let.*offset: .*403.*fix:.*Storage Object Viewer"),
+            ("short", ConnectionError, r"does not answer.*shorter than what was requested"),
+            ("wrong", DataLossError, r"checksum.*record: .*fix:.*max_corrupt_records"),
+        ],
+    )
+    def test_what_lasts_is_an_error_that_names_the_object(
+        self, store, impatient, fault, kind, message
+    ):
+        source = stream(DATASETS)
+        batches(source, 1)
+        store.fault = lambda request: (
+            fault if request.kind == "read" and ".tfrecord-0000" in request.name else None
+        )
+        with refused(kind, rf"^gs://{BUCKET}/datasets/tiny/1.0.0/{TRAIN}.*{message}") as raised:
+            batches(source)
+        assert "secret" not in str(raised.value)
+        store.fault = lambda _: None
+        state = source.get_state()
+        again = stream(DATASETS)
+        again.set_state(state)
+        equal(batches(source), batches(again))  # nothing is lost, and nothing comes twice
+
+    def test_a_store_that_never_answers_is_an_error_in_time(self, store, monkeypatch):
+        source = stream(DATASETS)
+        monkeypatch.setattr(object_store, "PATIENCE", object_store.Patience(answer_s=1.0))
+        store.fault = lambda _: "hang"
+        with refused(ConnectionError, r"^gs://.*no answer within 1 s.*fix:"):
+            batches(source)
+
+    def test_a_dead_store_is_an_error_in_time(self, impatient, monkeypatch):
+        monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", nowhere())
+        with refused(ConnectionError, r"^gs://.*Could not connect.*fix:"):
+            stream(DATASETS)
+
+    def test_an_object_that_is_replaced_during_a_run_is_refused(self, store, data_dir):
+        source = stream(DATASETS)
+        batches(source, 1)
+        for shard in range(4):
+            store.generations[f"datasets/tiny/1.0.0/{TRAIN}-{shard:05}-of-00004"] = 2
+        with refused(DataLossError, rf"^gs://.*{TRAIN}.*was replaced.*fix:.*build the source anew"):
+            batches(source)
+        equal(batches(stream(DATASETS)), batches(stream(data_dir)))  # of the new generation
+
+    def test_a_missing_object_is_refused_when_the_source_is_built(self, store):
+        del store.objects[f"datasets/tiny/1.0.0/{FIRST}"]
+        with refused(DataLossError, rf"1 of 4 files of the split are missing.*gs://.*{FIRST}"):
+            stream(DATASETS)
+
+    def test_an_object_with_other_records_than_the_metadata_say_is_refused(self, store):
+        store.objects[f"datasets/tiny/1.0.0/{FIRST}"] = b""
+        with refused(DataLossError, rf"^gs://.*{FIRST}: the file holds 0 records.*says 24"):
+            batches(stream(DATASETS))
+
+    def test_an_object_that_is_cut_short_is_refused(self, store):
+        name = f"datasets/tiny/1.0.0/{FIRST}"
+        store.objects[name] = store.objects[name][:-3]
+        with refused(DataLossError, rf"^gs://.*{FIRST}: the file is cut short.*offset: "):
+            batches(stream(DATASETS))
+
+    def test_a_store_that_cannot_be_written_is_read_by_the_cache(self, store, cache):
+        store.writable = False
+        first = batches(stream(DATASETS))
+        assert not [name for name in store.objects if ".record_index" in name]
+        store.requests.clear()
+        equal(batches(stream(DATASETS)), first)
+        assert store.count("read", TRAIN) == len(
+            [each for each in store.requests if each.range and TRAIN in each.name]
+        )  # no object is read as a whole again
+
+    def test_a_damaged_index_in_the_store_is_built_again(self, store, cache, data_dir):
+        stream(DATASETS)
+        shutil.rmtree(cache)
+        for name in [name for name in store.objects if ".record_index" in name]:
+            store.objects[name] = store.objects[name][:-8] + bytes(8)
+        equal(batches(stream(DATASETS)), batches(stream(data_dir)))
+
+
+class TestTrust:
+    def test_metadata_that_name_code_are_refused(self, store):
+        name = "datasets/tiny/1.0.0/features.json"
+        store.objects[name] = store.objects[name].replace(
+            b"tensorflow_datasets.core.features.", b"planted.features."
+        )
+        with refused(TrustError, rf"^gs://{BUCKET}/{name}: .*asks for code.*fix:"):
+            stream(DATASETS)
+
+    def test_the_name_of_an_object_does_not_lead_out_of_the_private_copy(self, store, tmp_path):
+        features = store.objects["datasets/tiny/1.0.0/features.json"]
+        for name in ("../../../../../../../../planted", "1.0.0/../../../../../../../planted"):
+            store.objects[f"datasets/tiny/{name}/features.json"] = features
+        stream(DATASETS)
+        assert not Path("/planted").exists()
+        assert not list(Path(tmp_path.anchor, "tmp").glob("planted"))
+
+    def test_a_file_outside_of_the_dataset_is_refused(self, store):
+        name = "datasets/tiny/1.0.0/dataset_info.json"
+        store.objects[name] = store.objects[name].replace(b"{DATASET}-{SPLIT}", b"../x/{SPLIT}")
+        with pytest.raises((TrustError, DataLossError), match=r"gs://(.|\n)*fix:"):
+            stream(DATASETS)
+
+
+class TestLookup:
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("tinny", r"holds no prepared dataset.*searched: .*gs://.*tinny.*tfds build tinny"),
+            ("tiny:2.0.0", r"but not as 'tiny:2.0.0'.*use name='tiny:1.0.0'"),
+        ],
+    )
+    def test_what_the_store_does_not_hold_is_refused(self, store, name, message):
+        with refused(DatasetNotFoundError, message):
+            stream(DATASETS, name)
+
+    def test_try_gcs_says_within_seconds_that_it_cannot_be_reached(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+        monkeypatch.setattr(object_store, "BRIEF", object_store.Patience(retries=1, answer_s=8.0))
+        monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", nowhere())
+        config = TFDSStreamingConfig(name="mnist", split="train", try_gcs=True)
+        with refused(ConnectionError, r"^gs://tfds-data/datasets/mnist: .*fix:"):
+            TFDSStreamingSource(config)
+
+    def test_try_gcs_reads_the_public_bucket_of_tfds(self, store, data_dir, tmp_path, monkeypatch):
+        monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+        config = TFDSStreamingConfig(name="tiny", split="train", try_gcs=True)
+        equal(batches(TFDSStreamingSource(config)), batches(stream(data_dir, shuffle=False)))
+
+
+class TestRequests:
+    def test_few_requests_open_a_dataset_and_none_touches_what_is_not_needed(self, store):
+        batches(stream(DATASETS), 1)  # builds the indexes
+        store.requests.clear()
+        source = stream(DATASETS, split="train[:20]", shuffle=False)
+        batches(source, 1)
+        touched = {each.name for each in store.requests if each.kind in ("read", "stat")}
+        assert {name for name in touched if ".tfrecord-" in name} == {
+            f"datasets/tiny/1.0.0/{FIRST}"
+        }
+
+    def test_the_records_of_a_batch_are_requested_together(self, store):
+        source = stream(DATASETS, shuffle=False, prefetch_buffer=0)
+        batches(source, 1, 8)
+        store.requests.clear()
+        batches(source, 1, 8)
+        assert store.count("read") == 1  # eight neighbours
