@@ -245,6 +245,13 @@ def awaited(limit_s, reading):
         initialize()
 
 
+def with_limits(**limits):
+    try:
+        initialize(**limits)
+    finally:
+        initialize()
+
+
 PROCESSES = [
     Row(
         "there is a sign of several processes, and JAX sees 1.",
@@ -262,6 +269,31 @@ PROCESSES = [
         lambda u: launched(initialize),
         lambda u: launched(initialize, {"JAX_NUM_PROCESSES": "1"}),
         lambda u: launched(u.eager, num_processes=1),
+    ),
+    Row(
+        "it does not have an argument 'timout_s'.",
+        "use timeout_s",
+        lambda u: initialize(timout_s=60),
+        lambda u: with_limits(timeout_s=60),
+    ),
+    Row(
+        "it does not have an argument 'xyz'.",
+        "leave xyz out",
+        lambda u: initialize(xyz=1),
+        lambda u: with_limits(),
+    ),
+    Row(
+        "stall_warn_s must be a number of seconds above 0.",
+        "use stall_warn_s=600, or leave it out",
+        lambda u: initialize(stall_warn_s="30"),
+        lambda u: with_limits(stall_warn_s=600),
+        lambda u: with_limits(),
+    ),
+    Row(
+        "signals must be a list of signals.",
+        "pass a list, as signals=(signal.SIGTERM,)",
+        lambda u: Preemption(signals=signal.SIGTERM),
+        lambda u: Preemption(signals=(signal.SIGTERM,)).close(),
     ),
     Row(
         "it must be built in the main thread, because Python sets signal handlers only there.",

@@ -178,7 +178,7 @@ def test_a_file_of_several_hosts_is_a_sign(variables, tmp_path):
 
 
 def test_an_argument_that_jax_does_not_know_is_refused():
-    with pytest.raises(TypeError, match="'coordinator'"):
+    with refused(TypeError, "argument 'coordinator'"):
         initialize(coordinator="localhost:1234")
 
 
@@ -461,3 +461,12 @@ def test_arguments_say_what_the_environment_does_not(tmp_path):
     # These say something else, and do not count.
     variables = [{"WORLD_SIZE": "8", "RANK": "5", "SLURM_NTASKS": "4"}] * 2
     check_joined(variables, arguments, ["3", "3"], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["timeout_s", "stall_warn_s", "stall_timeout_s"])
+@pytest.mark.parametrize("value", ["30", 0, -1, float("nan"), [30]])
+def test_a_limit_that_is_no_time_is_refused_and_changes_nothing(name, value):
+    before = job.limits
+    with refused(ValueError, f"{name} must be a number of seconds above 0"):
+        initialize(**{name: value})
+    assert job.limits is before

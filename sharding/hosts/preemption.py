@@ -43,6 +43,7 @@ class Preemption:
 
     Raises:
         RuntimeError: It is built outside of the main thread.
+        TypeError: `signals` is not a list.
         ValueError: A signal that no process can handle, such as SIGKILL.
     """
 
@@ -123,6 +124,14 @@ def _checked(signals: Iterable[int]) -> list[int]:
             "it must be built in the main thread, because Python sets signal handlers only there.",
             thread=threading.current_thread().name,
             fix="build it in the main thread, and pass it to the thread that trains",
+        )
+    if not isinstance(signals, Iterable):
+        raise refused(
+            TypeError,
+            "Preemption",
+            "signals must be a list of signals.",
+            got=repr(signals),
+            fix="pass a list, as signals=(signal.SIGTERM,)",
         )
     wanted = list(signals)
     for number in wanted:

@@ -1,14 +1,16 @@
 """Joins the processes of one job, if (and only if) something launched several."""
 
+import dataclasses
 import inspect
 import math
+import numbers
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 
-from sharding.checks import refused
+from sharding.checks import nearest, refused
 from sharding.hosts.exit_cause import ExitCause
 from sharding.hosts.exit_hooks import ExitHooks
 from sharding.hosts.forked_children import isolate_forked_children
@@ -68,7 +70,8 @@ def initialize(
     Raises:
         RuntimeError: There is a sign of several processes, and this one cannot join them. The
             message names the sign, and what is missing.
-        TypeError: `jax.distributed.initialize` has no such argument.
+        TypeError: There is no such argument, here or in `jax.distributed.initialize`.
+        ValueError: A limit is not a number of seconds above 0.
     """
     if end_together is not None:
         said = "initialize(end_together=...) is deprecated: it is called fail_fast now"
@@ -81,8 +84,10 @@ def initialize(
         "local_device_ids": local_device_ids,
     }
     given = {name: value for name, value in given.items() if value is not None} | distributed
-    inspect.signature(jax.distributed.initialize).bind(**given)
-    job.limits = Limits(timeout_s, stall_warn_s, stall_timeout_s)
+    _require_known(distributed)
+    limits = Limits(timeout_s, stall_warn_s, stall_timeout_s)
+    _require_seconds(limits)
+    job.limits = limits
     if not jax.distributed.is_initialized():
         join({"initialization_timeout": math.ceil(timeout_s)} | given)
         job.is_complete = True
@@ -91,6 +96,35 @@ def initialize(
         exit_cause = ExitCause()
         isolate_forked_children(exit_cause)
         ExitHooks(exit_cause, Watch(exit_cause, fail_fast=fail_fast), fail_fast=fail_fast)
+
+
+def _require_known(distributed: Iterable[str]) -> None:
+    own = inspect.signature(initialize).parameters.keys() - {"distributed"}
+    known = {*own, *inspect.signature(jax.distributed.initialize).parameters}
+    for name in distributed:
+        if name not in known:
+            near = nearest(name, known)
+            raise refused(
+                TypeError,
+                "initialize",
+                f"it does not have an argument {name!r}.",
+                arguments=", ".join(sorted(known)),
+                fix=f"use {near}" if near else f"leave {name} out",
+            )
+
+
+def _require_seconds(limits: Limits) -> None:
+    for name, value in dataclasses.asdict(limits).items():
+        if value is None and name == "stall_timeout_s":
+            continue
+        if not isinstance(value, numbers.Real) or not float(value) > 0:
+            raise refused(
+                ValueError,
+                "initialize",
+                f"{name} must be a number of seconds above 0.",
+                **{name: repr(value)},
+                fix=f"use {name}=600, or leave it out",
+            )
 
 
 def require_all_processes() -> None:
