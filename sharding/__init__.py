@@ -1,9 +1,11 @@
 """Which rows of a batch live on which devices, and how the processes of a job keep in step.
 
-sharding.initialize()                                 # joins the other processes, if any
-mesh = sharding.make_mesh({"data": -1, "model": 2})
-rows = sharding.batch_sharding(mesh, "data")
-batch = sharding.global_batch(read, 1024, rows)       # each process reads only its rows
+    sharding.initialize()                                 # joins the other processes, if any
+    mesh = sharding.make_mesh({"data": -1, "model": 2})
+    rows = sharding.batch_sharding(mesh, "data")
+    batch = sharding.global_batch(read, 1024, rows)       # each process reads only its rows
+
+Users of `datarax_tfds` find these functions there, too.
 """
 
 from sharding.errors import DisagreementError, PeerFailedError, WaitTimeoutError

@@ -132,7 +132,7 @@ SOURCES = [
         lambda u: u.loaded[96],
     ),
     Row(
-        "indices must be a list of integers.",
+        "indices must be a list of at least one integer.",
         "pass integers [n], as np.arange(8)",
         lambda u: u.loaded.get_records([0.5]),
         lambda u: u.loaded.get_records(np.arange(8)),

@@ -178,7 +178,7 @@ def test_processes_that_noted_different_places_are_caught(source, tmp_path):
         (lambda lines: [], "no run"),
     ],
 )
-def test_a_log_that_is_none_is_refused(source, tmp_path, capsys, edit, message):
+def test_lines_that_no_cursor_log_wrote_are_refused(source, tmp_path, capsys, edit, message):
     path = tmp_path / "log"
     run(path, source, 1)
     dump(path, edit(lines_of(path)))

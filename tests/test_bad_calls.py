@@ -87,7 +87,7 @@ NUMBERS = [
 ]  # fmt: skip
 
 INDICES = [
-    *[(indices, TypeError, "indices must be a list of integers") for indices in
+    *[(indices, TypeError, "indices must be a list of at least one integer") for indices in
       (np.arange(8.0), [1.5] * 8, ["1"] * 8, np.zeros((2, 4), int), 5, None, [], [None], "01234567",
        [True] * 8, [[0, 1], [2]], {"a": 1}, {1, 2}, [b"1"], jnp.zeros(8), np.zeros(8, "M8[s]"),
        np.int64(3), [0, 1.0])],
@@ -206,13 +206,13 @@ def source(request):
 
 
 @pytest.mark.parametrize(("axes", "kind", "message"), AXES)
-def test_axes_that_make_no_mesh(axes, kind, message):
+def test_axes_that_do_not_fit_the_devices_are_refused(axes, kind, message):
     with refused(kind, f"^make_mesh: .*{message}.*axes:"):
         make_mesh(axes)
 
 
 @pytest.mark.parametrize(("given", "message"), DEVICES)
-def test_devices_that_make_no_mesh(given, message):
+def test_invalid_devices_of_a_mesh_are_refused(given, message):
     with refused(ValueError if given == [] else TypeError, f"^make_mesh: .*{message}"):
         make_mesh({"data": 8}, devices=given)
 
@@ -230,7 +230,7 @@ def test_a_batch_is_split_over_axes_of_the_mesh(axes, message):
 
 
 @pytest.mark.parametrize(("sharding", "kind", "message"), SHARDINGS)
-def test_a_sharding_that_places_no_batch(data_dir, sharding, kind, message):
+def test_a_sharding_that_batches_cannot_have_is_refused(data_dir, sharding, kind, message):
     config = TFDSEagerConfig(name="tiny", split="train", data_dir=data_dir)
     mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "model"))
     with refused(kind, f"^sharding: .*{message}"):
@@ -256,19 +256,19 @@ def test_every_way_of_taking_a_batch_refuses_its_size(source, size):
 
 
 @pytest.mark.parametrize(("read", "kind", "message"), READS)
-def test_a_function_that_reads_no_rows(read, kind, message):
+def test_a_read_that_does_not_return_its_rows_is_refused(read, kind, message):
     with refused(kind, f"^global_batch: .*{message}.*fix:"):
         global_batch(read, 8, devices(2))
 
 
 @pytest.mark.parametrize(("number", "kind", "message"), NUMBERS)
-def test_a_number_of_no_record(source, number, kind, message):
+def test_a_number_that_no_record_has_is_refused(source, number, kind, message):
     with refused(kind, message):
         source[number]
 
 
 @pytest.mark.parametrize(("indices", "kind", "message"), INDICES)
-def test_numbers_of_no_records(source, indices, kind, message):
+def test_numbers_that_no_records_have_are_refused(source, indices, kind, message):
     with refused(kind, message):
         source.get_records(indices)
 
@@ -280,20 +280,20 @@ def test_nothing_to_process(source, given, kind):
 
 
 @pytest.mark.parametrize(("start", "kind", "message"), STARTS)
-def test_a_position_that_is_none(source, start, kind, message):
+def test_an_invalid_start_is_refused(source, start, kind, message):
     for take in (source.get_batch_at, source.record_indices_at):
         with refused(kind, rf"^{re.escape(source.name)}: .*{message}"):
             take(start, 8)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_number_of_positions_that_is_none(source, size):
+def test_an_invalid_number_of_positions_is_refused(source, size):
     with refused(ValueError, rf"^{re.escape(source.name)}: .*size:"):
         source.record_indices_at(0, size)
 
 
 @pytest.mark.parametrize("key", ORDER_KEYS)
-def test_a_key_that_is_none(source, key):
+def test_what_is_not_a_prng_key_is_refused(source, key):
     for take in (
         lambda: source.get_batch(8, key),
         lambda: source.get_batch_at(0, 8, key),
@@ -310,7 +310,7 @@ def test_an_order_is_random_or_is_not(source, flag):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_seed_that_is_none(source, seed):
+def test_an_invalid_seed_is_refused(source, seed):
     with refused(ValueError, "^seed: .*seed: "):
         source.reset(seed)
 
@@ -322,13 +322,13 @@ def test_streams_are_a_list_of_names(source, streams, message):
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_a_source_that_is_none(source):
+def test_what_is_not_a_source_is_refused(source):
     with refused(TypeError, "^Pipeline: .*source: "):
         Pipeline(source=source, batch_size=8)
 
 
 @pytest.mark.parametrize(("stages", "kind", "message"), STAGES)
-def test_stages_that_are_none(source, stages, kind, message):
+def test_invalid_stages_are_refused(source, stages, kind, message):
     with refused(kind, f"^(Pipeline: )?{message}"):
         Pipeline(source=source, stages=stages, batch_size=8)
 
@@ -367,7 +367,7 @@ def test_a_stage_returns_a_dict(eager, stage, kind):
 
 
 @pytest.mark.parametrize("remainder", REMAINDERS)
-def test_a_policy_that_is_none(source, remainder):
+def test_an_unknown_remainder_is_refused(source, remainder):
     with refused(ValueError, "^remainder: .*'wrap', 'drop' or 'pad', got .*fix: +use remainder='"):
         Pipeline(source=source, batch_size=8, remainder=remainder)
 
@@ -378,7 +378,7 @@ def test_drop_would_leave_nothing(source):
 
 
 @pytest.mark.parametrize(("fields", "kind"), DAGS)
-def test_a_graph_of_stages_that_is_none(eager, fields, kind):
+def test_an_invalid_graph_of_stages_is_refused(eager, fields, kind):
     with refused(kind, r"^(Pipeline\.from_dag|a|b): "):
         Pipeline.from_dag(
             **{"source": eager, "nodes": NODES, "edges": EDGES, "sink": "b", "batch_size": 8}
@@ -387,7 +387,7 @@ def test_a_graph_of_stages_that_is_none(eager, fields, kind):
 
 
 @pytest.mark.parametrize(("fields", "kind", "message"), SCANS)
-def test_steps_that_are_none(eager, fields, kind, message):
+def test_an_invalid_step_function_or_length_is_refused(eager, fields, kind, message):
     pipeline = Pipeline(source=eager, batch_size=8)
     with refused(kind, rf"^Pipeline\.scan: .*{message}"):
         pipeline.scan(**{"step_fn": lambda batch: batch["id"], "length": 2} | fields)

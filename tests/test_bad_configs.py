@@ -230,7 +230,7 @@ def opened(data_dir, **fields):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_that_is_none_is_refused(data_dir, name):
+def test_an_invalid_name_is_refused(data_dir, name):
     with refused(ValueError, "not the name of a dataset.*name: .*fix:"):
         opened(data_dir, name=name)
 
@@ -242,7 +242,7 @@ def test_a_dataset_that_is_not_there_is_refused_with_what_is(data_dir, name, mes
 
 
 @pytest.mark.parametrize(("split", "message"), SPLITS)
-def test_a_split_that_is_none_is_refused(data_dir, split, message):
+def test_an_invalid_split_is_refused(data_dir, split, message):
     with refused(ValueError, rf"^tiny:.*{message}.*split: +{re.escape(repr(split))}"):
         opened(data_dir, split=split)
 
@@ -272,7 +272,7 @@ def test_a_source_refuses_the_config_of_the_other():
 
 
 @pytest.mark.parametrize("rngs", RNGS)
-def test_streams_that_are_none_are_refused(data_dir, rngs):
+def test_invalid_names_of_streams_are_refused(data_dir, rngs):
     config = TFDSEagerConfig(
         **GOOD, data_dir=data_dir, stochastic=True, stream_name="order", shuffle=True
     )

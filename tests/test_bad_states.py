@@ -136,7 +136,7 @@ def refuses(state, kind, message):
 
 
 @pytest.mark.parametrize("state", NO_DICTS)
-def test_what_is_no_dict_is_refused(state):
+def test_what_is_not_a_dict_is_refused(state):
     refuses(state, TypeError, f"the state must be a dict.*got: +{type(state).__name__}")
 
 

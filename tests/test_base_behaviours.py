@@ -114,7 +114,7 @@ class TestCounts:
         source.get_batch(SIZE)
         assert source.get_operation_stats()["applied_count"] == SIZE
 
-    def test_jumps_count_for_nothing(self, make):
+    def test_seeks_do_not_count_as_delivered(self, make):
         source = make()
         state = source.get_state()
         source.get_batch(SIZE)

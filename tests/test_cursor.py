@@ -101,6 +101,6 @@ def test_steps_are_the_batches_until_the_epoch_changes(length, size, index, rema
         ((10, 11, "drop"), "leave out every record(.|\n)*records: +10(.|\n)*fix:"),
     ],
 )
-def test_a_schedule_that_cannot_be_is_refused(schedule, message):
+def test_an_impossible_schedule_is_refused(schedule, message):
     with pytest.raises(ValueError, match=re.compile(message)):
         Schedule(*schedule)

@@ -66,7 +66,7 @@ def test_where_grain_is_no_permutation_ours_is():
     assert ours[0] != ours[1]
 
 
-def test_a_walk_that_lands_on_the_length_goes_on():
+def test_a_value_equal_to_the_length_is_encrypted_again():
     length, key = 65_534, 12_983  # under that key the block takes 65,535 to 65,534
     numbers = index_shuffle(np.arange(length), length, key)
     assert np.array_equal(np.sort(numbers), np.arange(length))

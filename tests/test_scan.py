@@ -444,7 +444,7 @@ class TestGraphs:
             ({"both": None}, "both", "edges do not say what 'both' takes"),
         ],
     )
-    def test_what_is_no_graph_is_refused(self, data_dir, edges, sink, problem):
+    def test_what_is_not_a_graph_is_refused(self, data_dir, edges, sink, problem):
         edges = {name: names for name, names in (EDGES | edges).items() if names is not None}
         with pytest.raises(ValueError, match=rf"from_dag: {problem}(.|\n)*nodes:(.|\n)*fix:"):
             self.make(data_dir, NODES, edges, sink)

@@ -55,7 +55,7 @@ def test_a_few_rows_of_a_large_batch_are_those_of_the_order():
         assert np.array_equal(batch.record_numbers(slice(start, start + rows)), expected)
 
 
-def test_what_follows_a_batch_is_the_batch_after_it():
+def test_following_is_the_batch_after_this_one():
     schedule = Schedule(10, 4)
     batch = BatchAt(Order(10, 1), schedule, Cursor(), seed=1)
     cursors = [batch.cursor]

@@ -91,7 +91,7 @@ def test_four_processes_learn_the_same(place):
         ("dataset: !!python/object/apply:os.system ['touch hacked']", "python/object"),
     ],
 )
-def test_a_config_that_cannot_be_is_refused(tmp_path, config, message):
+def test_an_invalid_config_is_refused(tmp_path, config, message):
     path = tmp_path / "config.yaml"
     path.write_text(config)
     done = subprocess.run(

@@ -120,7 +120,7 @@ def test_a_feature_of_a_module_that_is_imported_is_read(dataset, tmp_path, monke
 @pytest.mark.parametrize(
     "text", ["", "{", "[" * 100_000, '{"pythonClassName": NaN', "\ufeff{}"], ids=range(5)
 )
-def test_features_that_are_no_json_are_refused(dataset, text):
+def test_features_that_are_not_json_are_refused(dataset, text):
     (dataset / "features.json").write_text(text)
     with pytest.raises(DataLossError, match=r"features.json: (.|\n)*fix:"):
         opened(dataset)

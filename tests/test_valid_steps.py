@@ -175,7 +175,7 @@ class TestTheStateFile:
             "\ufeff{}",
         ],
     )
-    def test_what_is_no_plain_json_is_refused(self, item, text):
+    def test_what_is_not_plain_json_is_refused(self, item, text):
         (item / state_file.NAME).write_text(text)
         with pytest.raises(StateMismatchError, match=r"(.|\n)*fix:"):
             state_file.read(item)

@@ -67,7 +67,10 @@ class _SourceConfig:
         Raises:
             DatasetNotFoundError: The directory does not hold a prepared dataset.
             TypeError: `name` or `data_dir` is given.
-            ValueError: A field has an invalid value, or `directory` is not a path in a file system.
+            ValueError: A field has an invalid value, or `directory` is not a directory in a file
+                system or in a store that is read.
+            PermissionError: A store does not let this process read it.
+            ConnectionError: A store does not answer.
         """
         twice = [name for name in ("name", "data_dir") if name in fields]
         if twice:
@@ -169,8 +172,8 @@ class TFDSEagerConfig(_SourceConfig):
         local_files_only: Whether to raise at once if the dataset is not prepared.
         shuffle_buffer_size: Has no effect: an eager source shuffles the whole split.
         layout: How the records lie on the mesh: `replicated` on every device, or `sharded` over all
-            devices. `auto` replicates them if they take at most a tenth of the memory of the
-            smallest device.
+            devices. `auto` replicates them if there is one device, or if they take at most a tenth
+            of the free memory of each device.
         map_fn: A TensorFlow function from record to record, run where records are decoded:
             `map_fn({"image": ..., "label": ...})` returns a dict of tensors of fixed shapes.
         decoders: Decoders that replace those of TFDS, by feature, as
@@ -239,7 +242,8 @@ class TFDSStreamingConfig(_SourceConfig):
             int32[2] for `tf.random.stateless_*`, which is the same for the same record in the same
             epoch, on any number of hosts and after any resume. The seed goes to the parameter named
             `seed`, or to the second parameter if that has no default.
-        host_keys: See `TFDSEagerConfig`. Each process decodes only the rows that it holds.
+        host_keys: See `TFDSEagerConfig`. For a batch, a process decodes only the records in the
+            rows of its own devices, these features included.
         max_corrupt_records: See `TFDSEagerConfig`. A `map_fn` that fails on a sound record is an
             error.
     """

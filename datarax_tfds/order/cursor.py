@@ -1,13 +1,12 @@
 """Computes where each batch of a run begins and ends in its data."""
 
-import difflib
 import functools
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
-from sharding.checks import error_message, refused
+from sharding.checks import error_message, nearest, refused
 
 _log = logging.getLogger(__name__)
 
@@ -57,13 +56,13 @@ class Schedule:
 
     def __post_init__(self):
         if self.remainder not in get_args(Remainder):
-            near = difflib.get_close_matches(str(self.remainder).lower(), get_args(Remainder), n=1)
+            near = nearest(str(self.remainder), get_args(Remainder)) or "wrap"
             raise refused(
                 ValueError,
                 "remainder",
                 f"it must be 'wrap', 'drop' or 'pad', got {self.remainder!r}.",
                 remainder=repr(self.remainder),
-                fix=f"use remainder={(near or get_args(Remainder))[0]!r}",
+                fix=f"use remainder={near!r}",
             )
         if self.remainder == "drop" and self.batch_size > self.length:
             raise refused(

@@ -128,7 +128,7 @@ def numbers_of(indices: Any, subject: str) -> Any:
         raise refused(
             TypeError,
             subject,
-            "indices must be a list of integers.",
+            "indices must be a list of at least one integer.",
             got=f"{numbers.dtype}{list(numbers.shape)}",
             fix="pass integers [n], as np.arange(8)",
         )

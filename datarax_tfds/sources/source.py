@@ -303,7 +303,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
             Arrays `[n, ...]`; under a transformation, without the `host_keys`.
 
         Raises:
-            TypeError: `indices` is not a list of integers.
+            TypeError: `indices` is not a list of at least one integer.
             IndexError: A number is not in `[0, N)`.
         """
         numbers = numbers_of(indices, self.name)

@@ -187,7 +187,7 @@ def _result(future: Any, path: ObjectPath, until: float, start: int | None = Non
 
 
 def _unanswered(path: ObjectPath, start: int, reason: str) -> OSError:
-    """The error for an answer of the store that is none."""
+    """The error for a request that the store refused, or did not answer as it should."""
     code = re.search(r"<Code>(\w+)</Code>", reason)
     status = re.search(r"\[http_response_code='(\d+)'\]", reason)
     said = [reason.partition(" [http_response_")[0]]
