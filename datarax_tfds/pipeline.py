@@ -113,7 +113,8 @@ class Pipeline(nnx.Module):
         self._random = are_random(self.stages)
         self._staged = nnx.static(step_program(source.records, graph, source.sharding))
         self._scanned = nnx.static(scan_program(source.records, graph, source.sharding))
-        self.schedule = Schedule(len(source), self.batch_size, remainder)
+        strata = source.sampler.order.strata
+        self.schedule = Schedule(len(source), self.batch_size, remainder, strata)
         if remainder == "wrap" and self.batch_size > len(source):
             warn_of_repeats(f"Pipeline of {source.name}", self.batch_size, len(source))
         self.record_numbers = record_numbers

@@ -16,6 +16,7 @@ from datarax_tfds.files.split import open_split
 from datarax_tfds.order.block_order import BlockOrder
 from datarax_tfds.order.order import Order
 from datarax_tfds.order.sampler import RecordOrder
+from datarax_tfds.order.strata import StrataOrder
 from datarax_tfds.records.eager import EagerRecords
 from datarax_tfds.records.memory import EAGER_MEMORY_FRACTION, memory_share
 from datarax_tfds.records.packing import Packing
@@ -69,9 +70,12 @@ class TFDSEagerSource(Source[TFDSEagerConfig, EagerRecords]):
     _config_type = TFDSEagerConfig
 
     def _opened(self, reader: RecordReader) -> EagerRecords:
-        return EagerRecords(reader, batch=self.sharding, layout=self.config.layout)
+        strata = self.config.strata or 1
+        return EagerRecords(reader, batch=self.sharding, layout=self.config.layout, strata=strata)
 
-    def _ordered(self, seed: int | None) -> Order:
+    def _ordered(self, seed: int | None) -> RecordOrder:
+        if self.config.strata is not None:
+            return StrataOrder(self.length, seed, self.config.strata)
         return Order(self.length, seed)
 
     def supports_indexed_access(self) -> bool:
@@ -136,6 +140,8 @@ class TFDSStreamingSource(Source[TFDSStreamingConfig, StreamingRecords]):
             return BlockOrder(
                 self.length, seed, self.config.block_size, self.config.shuffle_buffer_size
             )
+        if self.config.strata is not None:
+            return StrataOrder(self.length, seed, self.config.strata)
         return Order(self.length, seed)
 
 

@@ -109,6 +109,25 @@ def take(rows: Any, places: jax.Array) -> Any:
     return jax.tree.map(lambda part: part.at[places].get(mode="fill", fill_value=0), rows)
 
 
+def take_if_at_home(
+    rows: Any, wanted: jax.Array, axes: tuple[str, ...], otherwise: Callable[[], Any]
+) -> Any:
+    """Takes the rows without a message if each is on the device that wants it.
+
+    Args:
+        rows: As for `Exchange`, like the arguments below.
+        wanted: As for `Exchange`.
+        axes: As for `Exchange`.
+        otherwise: Takes the rows of a batch in which some are not.
+    """
+    owned = jax.tree.leaves(rows)[0].shape[0]
+    places = wanted - owned * jnp.arange(len(wanted), dtype=jnp.int32)[:, None]
+    outside = (wanted < 0) | (wanted >= owned * len(wanted))
+    at_home = jnp.all(outside | ((places >= 0) & (places < owned)))
+    mine = jnp.where(outside, -1, places)[lax.axis_index(axes)]
+    return lax.cond(at_home, lambda: take(rows, mine), otherwise)
+
+
 class Exchange:
     """One exchange: the device's part of the rows, and what every device wants of them.
 
@@ -136,27 +155,23 @@ class Exchange:
     def take(self, *, ragged: bool) -> Any:
         """Returns the rows that this device wants, `[share, ...]`.
 
-        If every row is on the device that wants it, no byte moves.
-
         Args:
             ragged: Whether to move exactly the wanted rows, which needs one of `RAGGED_PLATFORMS`.
                 Otherwise the shapes are fixed by `plan`.
         """
         sizes = plan(self._devices, self._share)
-        every = jnp.arange(self._devices, dtype=jnp.int32)[:, None]
-
-        def unless_at_home(way: Callable[..., Any]) -> Any:
-            away = (self._owners != every) & (self._owners != self._devices)
-            own = lambda: self._owned_rows(self._wanted[self._device])  # noqa: E731
-            return lax.cond(jnp.any(away), functools.partial(way, sizes), own)
-
-        if ragged or sizes.hops:
-            return unless_at_home(self.take_ragged if ragged else self.take_by_hops)
-        # Few devices have few pairs, so that each can count them without a message. A device that
-        # has all of its rows itself has more than the capacity.
-        loads = jnp.sum(self._owners[:, None, :] == every[None, :, :], axis=2, dtype=jnp.int32)
-        several = functools.partial(unless_at_home, self.take_directly)
-        once = functools.partial(self.take_directly, sizes, once=True)
+        if ragged:
+            return self.take_ragged(sizes)
+        if sizes.hops:
+            return self.take_by_hops(sizes)
+        once, several = (
+            functools.partial(self.take_directly, sizes, once=it) for it in (True, False)
+        )
+        if sizes.capacity == self._share:
+            return once()
+        # Few devices have few pairs, so that each can count them without a message.
+        every = jnp.arange(self._devices, dtype=jnp.int32)[None, :, None]
+        loads = jnp.sum(self._owners[:, None, :] == every, axis=2, dtype=jnp.int32)
         return lax.cond(jnp.any(loads > sizes.capacity), several, once)
 
     def take_directly(self, sizes: Plan, *, once: bool = False) -> Any:

@@ -9,11 +9,13 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sharding.exchange import RAGGED_PLATFORMS, Exchange, take
+from sharding.exchange import RAGGED_PLATFORMS, Exchange, take, take_if_at_home
 from sharding.jax_context import without_mesh
 from sharding.placement import Placement, Uncommitted, row_axes, row_shards
 
 Layout = Literal["replicated", "sharded"]
+
+_ROWS_COLLECTED_AT_ONCE = 1024
 
 
 def storage_sharding(batch: Placement, layout: Layout) -> Placement:
@@ -29,7 +31,9 @@ def storage_sharding(batch: Placement, layout: Layout) -> Placement:
     return NamedSharding(batch.mesh, _storage_spec(batch, layout))
 
 
-def take_rows(rows: Any, numbers: jax.Array, batch: Placement, layout: Layout) -> Any:
+def take_rows(
+    rows: Any, numbers: jax.Array, batch: Placement, layout: Layout, *, aligned: bool = False
+) -> Any:
     """Takes rows by number, and places them as a batch.
 
     With `replicated` rows no byte moves between devices. With `sharded` rows, GPUs and TPUs move
@@ -47,6 +51,8 @@ def take_rows(rows: Any, numbers: jax.Array, batch: Placement, layout: Layout) -
             A number outside of `[0, n)` gives a row of zeros.
         batch: The sharding of the result.
         layout: The layout of `rows`.
+        aligned: Whether in most batches each row lies where it is wanted, so that this is looked
+            at first: such a batch moves no byte.
 
     Returns:
         Arrays `[b, ...]` of the dtypes of `rows`.
@@ -57,11 +63,45 @@ def take_rows(rows: Any, numbers: jax.Array, batch: Placement, layout: Layout) -
         if layout == "replicated" or isinstance(batch, Uncommitted):
             taken = _take_local(bits, numbers, batch)
         else:
-            taken = _take_exchanged(bits, numbers, batch)
+            taken = _take_exchanged(bits, numbers, batch, aligned=aligned)
         return jax.tree.map(lambda bits, like: _valued(bits, like.dtype), taken, rows)
 
     in_specs = (_storage_spec(batch, layout), PartitionSpec())
     return on_each_device(local, batch, in_specs=in_specs)(rows, numbers)
+
+
+def collect_rows(
+    rows: Any, count: int, places_of: Callable[[jax.Array], jax.Array], batch: NamedSharding
+) -> Any:
+    """Copies sharded rows from their places to those of their numbers; traceable.
+
+    Args:
+        rows: Arrays `[places, ...]`, placed by `storage_sharding(batch, "sharded")`.
+        count: How many rows there are.
+        places_of: The places of rows `[n]` by their numbers.
+        batch: The sharding of batches.
+
+    Returns:
+        Arrays `[n, ...]`, placed like `rows`; zeros follow the `count` rows.
+    """
+    devices = batch.num_devices
+    owned = -(-count // devices)
+    chunk = min(owned, _ROWS_COLLECTED_AT_ONCE)
+    storage = storage_sharding(batch, "sharded")
+    first = jnp.arange(devices, dtype=jnp.int32)[:, None] * owned
+
+    def step(start: jax.Array, _: None) -> tuple[jax.Array, Any]:
+        numbers = first + start + jnp.arange(chunk, dtype=jnp.int32)[None, :]
+        return start + chunk, take_rows(
+            rows, places_of(numbers.ravel()), storage, "sharded", aligned=True
+        )
+
+    _, chunks = lax.scan(step, jnp.int32(0), length=-(-owned // chunk))
+    joined = lambda part: part.reshape(-1, *part.shape[2:])[:owned]  # noqa: E731
+    by_chunk = PartitionSpec(None, _storage_axes(batch))
+    return on_each_device(
+        lambda chunks: jax.tree.map(joined, chunks), storage, in_specs=(by_chunk,)
+    )(chunks)
 
 
 def on_each_device(
@@ -122,7 +162,7 @@ def _take_local(rows: Any, numbers: jax.Array, batch: Placement) -> Any:
     return take(rows, numbers)
 
 
-def _take_exchanged(rows: Any, numbers: jax.Array, batch: NamedSharding) -> Any:
+def _take_exchanged(rows: Any, numbers: jax.Array, batch: NamedSharding, *, aligned: bool) -> Any:
     """One device's part of the exchange.
 
     Devices that hold the same slice of the batch each receive a part of it, and then exchange the
@@ -135,7 +175,8 @@ def _take_exchanged(rows: Any, numbers: jax.Array, batch: NamedSharding) -> Any:
     filling = ((0, 0), (0, share * replicas - slices.shape[1]))
     wanted = jnp.pad(slices, filling, constant_values=-1).reshape(devices, share)
     ragged = next(iter(batch.device_set)).platform in RAGGED_PLATFORMS
-    part = Exchange(rows, wanted, axes).take(ragged=ragged)
+    exchange = lambda: Exchange(rows, wanted, axes).take(ragged=ragged)  # noqa: E731
+    part = take_if_at_home(rows, wanted, axes, exchange) if aligned else exchange()
     if replicas == 1:
         return part
     others = axes[len(row_axes(batch)) :]

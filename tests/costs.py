@@ -60,6 +60,7 @@ SLOW = {
     "test_second_try.py": False,
     "test_source.py::TestWithinPrograms": True,
     "test_traced_uses.py": False,
+    "test_strata.py": False,
     "test_train.py": False,
     "test_ways_to_take.py": False,
     "test_wide_tables.py": False,

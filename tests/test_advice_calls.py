@@ -202,6 +202,21 @@ SOURCES = [
         ),
     ),
     Row(
+        "it must be a multiple of 8, because each batch takes as many records of each of the"
+        " strata.",
+        "use 8 or 16",
+        lambda u: u.stream(strata=8).get_batch(12),
+        lambda u: u.stream(strata=8).get_batch(8),
+        lambda u: u.stream(strata=8).get_batch(16),
+    ),
+    Row(
+        "it must be at most the number of records, 97, and a part must have fewer than 2**31"
+        " records.",
+        "use strata=97",
+        lambda u: u.stream(strata=98),
+        lambda u: u.stream(strata=97),
+    ),
+    Row(
         "the order of blocks cannot be computed within a compiled function.",
         "take the batch outside and pass it in, or use a TFDSEagerSource",
         lambda u: (lambda stream: jax.jit(lambda start: stream.get_batch_at(start, 4))(0))(

@@ -216,6 +216,13 @@ FIELDS = [
         lambda u: u.batch(include_keys={"id"}),
     ),
     Row(
+        "strata and access='sequential' exclude each other: both order the records.",
+        "leave out strata, or leave out access",
+        lambda u: TFDSStreamingConfig(name="tiny", split="train", strata=8, access="sequential"),
+        lambda u: TFDSStreamingConfig(name="tiny", split="train", access="sequential"),
+        lambda u: TFDSStreamingConfig(name="tiny", split="train", strata=8),
+    ),
+    Row(
         "try_gcs and data_dir exclude each other.",
         "leave out try_gcs, or leave out data_dir",
         lambda u: u.batch(try_gcs=True),

@@ -133,3 +133,13 @@ def test_others_wait_for_a_load_that_gets_on_and_not_for_one_that_hangs(
     for log, expected in zip(logs[how], logged, strict=True):
         assert re.search(expected, log), log[-3000:]
     assert found[how] == statuses
+
+
+def test_a_process_that_holds_no_row_is_told_so_and_the_others_go_on(data_dir, tmp_path):
+    run(2, "holds_nothing.py", data_dir, tmp_path, logs=tmp_path)
+    served, refused = (json.loads((tmp_path / f"{n}.json").read_text()) for n in range(2))
+    assert served["eager"] == served["stream"]
+    assert served["batch"] == list(range(8))
+    for message in refused.values():
+        assert "process 1 holds no device of the mesh." in message
+        assert "leave this process out" in message

@@ -46,6 +46,7 @@ class _SourceConfig:
     allow_stateful_map_fn: bool = False
     host_keys: Set[str] | None = None
     max_corrupt_records: int = 0
+    strata: int | None = None
 
     @classmethod
     def from_directory(
@@ -195,6 +196,10 @@ class TFDSEagerConfig(_SourceConfig):
             do not change. Each corrupt record is logged, and listed in `source.corrupt_records`. A
             feature that `SkipDecoding` leaves to `map_fn` is corrupt if both `map_fn` and the
             decoder of TFDS fail on it.
+        strata: Each batch takes as many records of each of this number of contiguous parts of the
+            split, and its size is a multiple of it. With `layout="sharded"`, on a number of devices
+            that divides it, a batch then needs no exchange between devices. It is part of the state
+            and independent of the devices. By default, a batch takes any records.
     """
 
     # This only decides whether arrays made of the records are kept, not the records themselves.
@@ -246,6 +251,8 @@ class TFDSStreamingConfig(_SourceConfig):
             rows of its own devices, these features included.
         max_corrupt_records: See `TFDSEagerConfig`. A `map_fn` that fails on a sound record is an
             error.
+        strata: See `TFDSEagerConfig`. A process then reads only its own parts of the split, if the
+            number of row shards divides it. Exclusive with `access="sequential"`.
     """
 
     shuffle_buffer_size: int = 1000
@@ -257,6 +264,12 @@ class TFDSStreamingConfig(_SourceConfig):
     seed: int = field(default=42, metadata=_ORDER)
     access: Access = "random"
     block_size: int = 8
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.strata is not None and self.access == "sequential":
+            problem = "strata and access='sequential' exclude each other: both order the records."
+            raise self._refused("strata", problem, fix="leave out strata, or leave out access")
 
     __hash__ = _SourceConfig._hash
 

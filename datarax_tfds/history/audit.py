@@ -13,7 +13,8 @@ from datarax_tfds.history.log_reader import LoggedRun, read_runs, require_one_jo
 from datarax_tfds.order.block_order import BlockOrder
 from datarax_tfds.order.cursor import Cursor, Schedule, Span
 from datarax_tfds.order.order import Order
-from datarax_tfds.order.sampler import RecordOrder
+from datarax_tfds.order.sampler import BatchAt, RecordOrder
+from datarax_tfds.order.strata import StrataOrder
 from sharding.checks import refused
 
 _MAX_SHOWN = 12
@@ -160,7 +161,8 @@ class _History:
     def replay(self, logs: list[LoggedRun]) -> None:
         """Adds a run, from the logs that one or several processes wrote of it."""
         longest = max(logs, key=lambda run: len(run.notes))
-        schedule = Schedule(self._length, longest.batch_size, self._remainder)
+        size, strata = longest.batch_size, self._order.strata
+        schedule = Schedule(self._length, size, self._remainder, strata)
         corrupt = {number: by for run in logs for number, by in run.corrupt.items()}
         cursor = Cursor(longest.state["epoch"], longest.state["index"])
         self._take_back(cursor)
@@ -233,7 +235,7 @@ class _History:
             if following.epoch > last.epoch and last.stop < self._length:
                 self._left_out.append(Span(last.epoch, last.stop, self._length))
             if following == after:
-                self._compare(spans, schedule.batch_size, rows)
+                self._compare(BatchAt(self._order, schedule, cursor, seed=0), rows)
             cursor = following
         if cursor != after:
             # The log goes backwards, or has batches of another size.
@@ -249,11 +251,11 @@ class _History:
                 if number in corrupt:
                     self._replaced.append(Replaced(span.epoch, position, number, corrupt[number]))
 
-    def _compare(self, spans: list[Span], size: int, rows: list[list[Any] | None]) -> None:
+    def _compare(self, batch: BatchAt, rows: list[list[Any] | None]) -> None:
         """Compares the logged record numbers of a batch with those of the order."""
-        expected = np.full(size, -1)
-        numbers = np.concatenate([self._order.host_numbers(*span) for span in spans])
-        expected[: len(numbers)] = numbers
+        numbers = batch.record_numbers()
+        expected = np.where(numbers < self._length, numbers, -1)
+        first = next(batch.schedule.spans(batch.cursor))
         for start, found in itertools.chain.from_iterable(filter(None, rows)):
             wanted = expected[start : start + len(found)].tolist()
             if found != wanted:
@@ -262,10 +264,10 @@ class _History:
                     min(len(found), len(wanted)),
                 )
                 sentence = (
-                    f"epoch {spans[0].epoch}, batch from position {spans[0].start}, row"
+                    f"epoch {first.epoch}, batch from position {first.start}, row"
                     f" {start + row}: record {found[row : row + 1]}, not {wanted[row : row + 1]}"
                 )
-                self._wrong.append((Cursor(spans[0].epoch, spans[0].start), sentence))
+                self._wrong.append((Cursor(first.epoch, first.start), sentence))
 
     def _counts(self, spans: list[Span]) -> np.ndarray:
         """The number of spans that hold each position: `[N]`."""
@@ -278,9 +280,11 @@ class _History:
 
 def _order_of(fields: Mapping[str, Any]) -> RecordOrder:
     version, length, seed = fields["order"], fields["records"], fields["seed"]
+    shuffled = seed if fields["shuffle"] else None
     if isinstance(version, str):
-        return BlockOrder.of_version(version, length, seed)
-    return Order(length, seed if fields["shuffle"] else None)
+        strata = StrataOrder.of_version(version, length, shuffled)
+        return strata or BlockOrder.of_version(version, length, seed)
+    return Order(length, shuffled)
 
 
 def _by_epoch(spans: Iterable[Span]) -> defaultdict[int, list[Span]]:

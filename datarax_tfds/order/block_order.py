@@ -46,6 +46,10 @@ class BlockOrder:
         """The version of the algorithm and its parameters, as saved states hold them."""
         return f"blocks of {self.block_size} in windows of {self._lanes} blocks, {_VERSION}"
 
+    @property
+    def strata(self) -> int:
+        return 1
+
     @classmethod
     def of_version(cls, version: str, length: int, seed: int) -> Self:
         """The order with this `version`."""

@@ -4,7 +4,10 @@ import functools
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
 
 from sharding.checks import error_message, nearest, refused
 
@@ -48,13 +51,27 @@ class Schedule:
         length: Number of records N.
         batch_size: Rows of a batch over all processes, at least 1.
         remainder: One of the above.
+        strata: The number of parts V of the data, if position p holds a record of part `p % V`. The
+            rows of a batch are then sorted by parts, unless it reaches beyond the end of an epoch.
     """
 
     length: int
     batch_size: int
     remainder: Remainder = "wrap"
+    strata: int = 1
 
     def __post_init__(self):
+        if self.batch_size % self.strata:
+            above = -(-self.batch_size // self.strata) * self.strata
+            raise refused(
+                ValueError,
+                "batch_size",
+                f"it must be a multiple of {self.strata}, because each batch takes as many records"
+                " of each of the strata.",
+                batch_size=self.batch_size,
+                strata=self.strata,
+                fix=f"use {' or '.join(str(n) for n in (above - self.strata, above) if n)}",
+            )
         if self.remainder not in get_args(Remainder):
             near = nearest(str(self.remainder), get_args(Remainder)) or "wrap"
             raise refused(
@@ -87,6 +104,24 @@ class Schedule:
             epoch, index = epoch + 1, 0
             if self.remainder == "pad":
                 return
+
+    def steps_to_rows(self, index: Any, rows: Any) -> Any:
+        """How far the positions of rows are behind that of a batch's first record; traceable.
+
+        Args:
+            index: The position at which the batch begins.
+            rows: An array of the numbers of rows.
+        """
+        if self.strata == 1:
+            return rows
+        share = self.batch_size // self.strata
+        by_part = (rows // share - index) % self.strata + rows % share * self.strata
+        whole = index + self.batch_size <= self.length
+        return (
+            jnp.where(whole, by_part, rows)
+            if isinstance(whole, jax.Array)
+            else (by_part if whole else rows)
+        )
 
     def after(self, cursor: Cursor) -> Cursor:
         """The cursor after the batch at a cursor; traceable."""

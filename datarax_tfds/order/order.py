@@ -56,6 +56,10 @@ class Order:
         """The version of the algorithm, as saved states hold it."""
         return VERSION
 
+    @property
+    def strata(self) -> int:
+        return 1
+
     def host_numbers(self, epoch: int, start: int, stop: int, stride: int = 0) -> np.ndarray:
         """The numbers of the records at positions `[start, stop)` of an epoch, on the host.
 

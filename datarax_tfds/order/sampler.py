@@ -17,7 +17,7 @@ from datarax_tfds.order.keys import record_keys
 
 
 class RecordOrder(Protocol):
-    """Which record stands at which position, in every epoch, as `Order` and `BlockOrder`."""
+    """Which record stands at which position, in every epoch: see `Order`."""
 
     @property
     def length(self) -> int: ...
@@ -27,6 +27,9 @@ class RecordOrder(Protocol):
 
     @property
     def version(self) -> int | str: ...
+
+    @property
+    def strata(self) -> int: ...  # 1, or position p holds a record of part `p % strata`
 
     def host_numbers(self, epoch: int, start: int, stop: int, stride: int = 0) -> np.ndarray: ...
 
@@ -83,6 +86,8 @@ class BatchAt:
 
     def record_numbers(self, rows: slice = slice(None)) -> np.ndarray:
         """Computes only these rows."""
+        if self.schedule.strata > 1 and rows != slice(None):
+            return self.record_numbers()[rows]
         parts = [
             self.order.host_numbers(epoch, start, stop, stride=self.batch_size)
             for epoch, start, stop in self._spans(rows)
@@ -91,7 +96,11 @@ class BatchAt:
         padding = stop - start - sum(map(len, parts))
         if padding or not parts:
             parts.append(np.full(padding, self.schedule.length))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        numbers = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if self.schedule.strata == 1:
+            return numbers
+        index = self.schedule.normalized(self.cursor).index
+        return numbers[self.schedule.steps_to_rows(index, np.arange(self.batch_size))]
 
     def keys(self, rows: slice = slice(None)) -> np.ndarray:
         numbers = self.record_numbers(rows)
@@ -190,7 +199,7 @@ class Sampler:
         if not isinstance(cursor.index, jax.core.Tracer):
             return self.at(schedule, cursor)
         cursor = schedule.normalized(cursor)
-        batch = self.traced_positions(cursor.epoch, cursor.index, schedule.batch_size)
+        batch = self._traced(schedule, cursor.epoch, cursor.index)
         if schedule.remainder != "pad":
             return batch
         records = jnp.minimum(schedule.length - cursor.index, schedule.batch_size)
@@ -215,18 +224,32 @@ class Sampler:
             places = np.arange(start, start + size) % length
             return ByNumber(self._keyed(places, key), epoch, self.seed)
         epochs, index = divmod(start, length)
-        return self.at(Schedule(length, size), Cursor(epoch + epochs, index))
+        return self.at(self._schedule(size), Cursor(epoch + epochs, index))
 
     def traced_positions(
         self, epoch: Any, start: Any, size: int, key: jax.Array | None = None
     ) -> Traced:
         """The same as `positions`, traceable in all but `size`."""
-        length = self.order.length
-        positions = jnp.asarray(start, jnp.int32) + jnp.arange(size, dtype=jnp.int32)
-        epochs, places = jnp.asarray(epoch, jnp.int32) + positions // length, positions % length
         if key is None:
-            return Traced(epochs, self.order.device_numbers(epochs, places), self.seed)
+            return self._traced(self._schedule(size), epoch, start)
+        epochs, places = self._places(epoch, start, jnp.arange(size, dtype=jnp.int32))
         return Traced(epochs, self._keyed(places, key), self.seed)
+
+    def _traced(self, schedule: Schedule, epoch: Any, start: Any) -> Traced:
+        start = jnp.asarray(start, jnp.int32)
+        rows = jnp.arange(schedule.batch_size, dtype=jnp.int32)
+        steps = schedule.steps_to_rows(start % schedule.length, rows)
+        epochs, places = self._places(epoch, start, steps)
+        return Traced(epochs, self.order.device_numbers(epochs, places), self.seed)
+
+    def _places(self, epoch: Any, start: Any, steps: Any) -> tuple[jax.Array, jax.Array]:
+        """The epochs and positions that are so many steps behind `start`."""
+        positions = jnp.asarray(start, jnp.int32) + steps
+        length = self.order.length
+        return jnp.asarray(epoch, jnp.int32) + positions // length, positions % length
+
+    def _schedule(self, size: int) -> Schedule:
+        return Schedule(self.order.length, size, strata=self.order.strata)
 
     def _keyed(self, places: Any, key: jax.Array) -> Any:
         return index_shuffle(places, self.order.length, key_word(key)) if self.shuffled else places

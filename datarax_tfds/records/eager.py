@@ -17,6 +17,7 @@ from datarax_tfds.decoding.decoder import decode_chunk_size
 from datarax_tfds.decoding.reader import RecordReader
 from datarax_tfds.decoding.record_spec import require_arrays
 from datarax_tfds.order.sampler import Selection, Traced
+from datarax_tfds.order.strata import Strata
 from datarax_tfds.records.host_rows import HostRows, HostTable
 from datarax_tfds.records.memory import choose_layout
 from datarax_tfds.records.packing import Packed, PackedRows, Packing
@@ -26,7 +27,7 @@ from datarax_tfds.runtime.threads import ThreadPool, decoding_threads
 from datarax_tfds.runtime.untraced import is_traced, untraced
 from sharding import Layout, global_batch, local_rows, row_axes, storage_sharding, take_rows
 from sharding.checks import refused
-from sharding.gathers import on_each_device
+from sharding.gathers import collect_rows, on_each_device
 from sharding.hosts.agreement import extend_deadlines
 from sharding.hosts.waits import result_of
 from sharding.jax_context import OwnContext, without_mesh
@@ -51,13 +52,16 @@ class EagerRecords:
         reader: Reads records from the files.
         batch: The placement of batches on the mesh.
         layout: The layout that the config asks for.
+        strata: The number of parts of the split that no two devices should share, or 1.
 
     Raises:
         ValueError: The records cannot be rows of an array, differ from epoch to epoch, or do not
             fit the devices.
     """
 
-    def __init__(self, reader: RecordReader, *, batch: Placement, layout: LayoutChoice):
+    def __init__(
+        self, reader: RecordReader, *, batch: Placement, layout: LayoutChoice, strata: int = 1
+    ):
         require_arrays(reader.spec, reader.subject, mapped=reader.maps)
         if reader.stochastic:
             raise refused(
@@ -75,6 +79,7 @@ class EagerRecords:
         self.layout: Layout = choose_layout(
             layout, self.length, self._packing.row_bytes, batch, reader.subject
         )
+        self._strata = Strata(self.length, strata if self.layout == "sharded" else 1)
         self._host = HostTable(reader.host_spec, reader.length)
         self._packed = Packed(self._loaded(reader), on_mesh(self._packing.starts, batch))
         self._kept: dict[str, Any] | None = None
@@ -168,7 +173,9 @@ class EagerRecords:
         return self._references[mesh]
 
     def _assembled(self, packed: Packed, numbers: jax.Array, batch: Placement) -> dict[str, Any]:
-        taken = take_rows(packed.rows, numbers, batch, self.layout)
+        places = self._strata.places_of(numbers)
+        aligned = self._strata.parts > 1
+        taken = take_rows(packed.rows, places, batch, self.layout, aligned=aligned)
         return self._unpacked(Packed(taken, packed.starts), batch)
 
     def _assembled_record(self, packed: Packed, numbers: jax.Array) -> dict[str, Any]:
@@ -182,7 +189,13 @@ class EagerRecords:
         return unpack(*packed)
 
     def _unpacked_copies(self, packed: Packed) -> dict[str, Any]:
-        arrays = self._unpacked(packed, storage_sharding(self._batch, self.layout))
+        storage = storage_sharding(self._batch, self.layout)
+        if isinstance(storage, NamedSharding) and self._strata.places > self.length:
+            # Without the empty places between the strata.
+            packed = packed._replace(
+                rows=collect_rows(packed.rows, self.length, self._strata.places_of, storage)
+            )
+        arrays = self._unpacked(packed, storage)
         # Without the copy, JAX would return our rows themselves, and they would be gone if the
         # caller donated them to another program.
         return jax.tree.map(jnp.copy, arrays)
@@ -191,8 +204,13 @@ class EagerRecords:
         """Reads this process's rows and places them, padded to whole shards."""
         storage = storage_sharding(self._batch, self.layout)
         shards = 1 if self.layout == "replicated" else self._batch.num_devices
-        rows = math.ceil(self.length / shards) * shards
-        mine = [range(start, min(stop, self.length)) for start, stop in local_rows(storage, rows)]
+        rows = math.ceil(self._strata.places / shards) * shards
+
+        def numbers_at(start: int, stop: int) -> np.ndarray:
+            numbers = self._strata.numbers_at(np.arange(start, stop))
+            return numbers[numbers < self.length]
+
+        mine = sum(len(numbers_at(*part)) for part in local_rows(storage, rows))
 
         def load(numbers: np.ndarray, keep: Callable[[np.ndarray, Any], None]) -> None:
             # The chunks are so small that all threads finish at about the same time.
@@ -218,18 +236,23 @@ class EagerRecords:
             buffers = self._packing.empty(part.stop - part.start)
 
             def pack(numbers: np.ndarray, columns: Any) -> None:
-                place = slice(numbers[0] - part.start, numbers[-1] + 1 - part.start)
-                out = {width: buffer[place] for width, buffer in buffers.items()}
-                self._packing.pack(columns, out)
+                places = self._strata.places_of(numbers) - part.start
+                # One piece, unless there is an empty place between strata.
+                for at in np.split(np.arange(len(places)), np.flatnonzero(np.diff(places) > 1) + 1):
+                    piece = slice(places[at[0]], places[at[-1]] + 1)
+                    out = {width: buffer[piece] for width, buffer in buffers.items()}
+                    self._packing.pack(
+                        jax.tree.map(lambda x, at=at: x[at[0] : at[-1] + 1], columns), out
+                    )
 
-            load(np.arange(part.start, min(part.stop, self.length)), pack)
+            load(numbers_at(part.start, part.stop), pack)
             return buffers
 
         loading = extend_deadlines(f"loading records of {reader.subject}", measured=True)
         with (
             loading as advance,
             tqdm(
-                total=sum(map(len, mine)),
+                total=mine,
                 desc=reader.subject,
                 unit=" records",
                 delay=_PROGRESS_DELAY_S,

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from sharding import row_axes
+from sharding import local_rows, row_shards
 from sharding.checks import refused
 from sharding.hosts.processes import require_all_processes
 from sharding.placement import Placement, Uncommitted
@@ -22,5 +22,5 @@ def resolved_sharding(sharding: Placement | None, subject: str) -> Placement:
                 fix="pass sharding=batch_sharding(make_mesh({'data': -1}))",
             )
         return Uncommitted(jax.device_put(np.int32(0)).device)
-    row_axes(sharding)
+    local_rows(sharding, row_shards(sharding))  # raises if no row is for this process
     return sharding

@@ -244,7 +244,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
         if key is not None:
             return self.get_batch_at(0, batch_size, key)
         check_batch_size(batch_size, self.sharding)
-        schedule = Schedule(self.length, batch_size)
+        schedule = Schedule(self.length, batch_size, strata=self.sampler.order.strata)
         if batch_size > self.length:
             warn_of_repeats(self.name, batch_size, self.length)
 

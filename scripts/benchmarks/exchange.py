@@ -122,30 +122,26 @@ def compiled(options: Options) -> Table:
         ours = jax.jit(lambda rows, numbers, to=batch: take_rows(rows, numbers, to, "sharded"))
         sizes = plan(devices, share)
         every = [received(each, sizes) for each in batches_of(devices, share, 20)]
-        by_kind = [
-            collectives(str(each.lower(rows, numbers).compile().as_text()))
-            for each in (plain, ours)
-        ]
-        unit = by_kind[1]["collective-permute" if sizes.hops else "all-to-all"]
-        table.add_row(
-            *map(str, (devices, share)),
-            f"{share * ROW_BYTES:,}",
-            f"{sum(by_kind[0].values()):,}",
-            f"{np.mean(every) * (ROW_BYTES + 4 * bool(sizes.hops)):,.0f}",
-            f"{unit:,}",
-        )
+        lowered = [program.lower(rows, numbers) for program in (plain, ours)]
+        theirs, mine = (collectives(str(each.compile().as_text())) for each in lowered)
+        # A pass has all hops. A round is one `all_to_all`, of which the program has several copies.
+        step = sum(mine["collective-permute"]) if sizes.hops else mine["all-to-all"][0]
+        received_bytes = np.mean(every) * (ROW_BYTES + 4 * bool(sizes.hops))
+        figures = share * ROW_BYTES, sum(map(sum, theirs.values())), round(received_bytes), step
+        table.add_row(str(devices), str(share), *(f"{figure:,}" for figure in figures))
         print(f"compiled: {devices} devices", flush=True)
     return table
 
 
-def collectives(program: str) -> dict[str, int]:
-    """The bytes of the results of all collectives in the text of a program, by their kind."""
-    found: dict[str, int] = {}
+def collectives(program: str) -> dict[str, list[int]]:
+    """The bytes of the result of each collective in the text of a program, by their kind."""
+    found: dict[str, list[int]] = {}
     for types, kind in COLLECTIVE.findall(program):
+        size = 0
         for dtype, shape in re.findall(r"\b(pred|[a-z]+\d+)\[([\d,]*)\]", types):
             width = 1 if dtype == "pred" else int(re.sub(r"\D", "", dtype)) // 8
-            size = math.prod(int(side) for side in shape.split(",") if side)
-            found[kind] = found.get(kind, 0) + width * size
+            size += width * math.prod(int(side) for side in shape.split(",") if side)
+        found.setdefault(kind, []).append(size)
     return found
 
 

@@ -6,6 +6,7 @@ python scripts/benchmarks/gather.py
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import jax
@@ -16,7 +17,9 @@ from benchmark_data import InMemory
 from benchmarking import Comparison, in_turn, show
 from jax.sharding import AxisType
 
-from datarax_tfds.order.sampler import ByNumber
+from datarax_tfds.order.cursor import Cursor, Schedule
+from datarax_tfds.order.sampler import ByNumber, Sampler
+from datarax_tfds.order.strata import StrataOrder
 from datarax_tfds.records.eager import EagerRecords
 from sharding import batch_sharding, global_batch, make_mesh, storage_sharding, take_rows
 
@@ -62,6 +65,41 @@ def gathers(options: Options) -> Iterator[Comparison]:
                 )
 
 
+def strata(options: Options) -> Iterator[Comparison]:
+    """Times batches that need no exchange, in the order that `strata=8` gives."""
+    batch = batch_sharding(make_mesh({"data": DEVICES}))
+    storage = storage_sharding(batch, "sharded")
+    take = jax.jit(lambda rows, numbers: rows[numbers], out_shardings=batch)
+    for shape in ((28, 28, 1), (64, 64, 3)):
+        images = np.random.default_rng(0).integers(0, 256, (RECORDS, *shape), np.uint8)
+        reader: Any = InMemory(image=images)
+        records = EagerRecords(reader, batch=batch, layout="sharded", strata=DEVICES)
+        plain = global_batch(lambda part, images=images: images[part], RECORDS, storage)
+        sampler = Sampler(StrataOrder(RECORDS, 0, DEVICES), 0)
+        for size in (256, 1024):
+            schedule = Schedule(RECORDS, size, strata=DEVICES)
+            steps = range(min(options.steps, RECORDS // size))
+            batches = [sampler.at(schedule, Cursor(0, step * size)) for step in steps]
+            numbers = [each.record_numbers() for each in batches]
+
+            def ours(batches: list[Any] = batches, records: EagerRecords = records) -> None:
+                for each in batches:
+                    jax.block_until_ready(records.batch(each))
+
+            def peer(numbers: list[Any] = numbers, plain: Any = plain) -> None:
+                for each in numbers:
+                    jax.block_until_ready(take(plain, each))
+
+            yield in_turn(
+                f"strata=8, {'x'.join(map(str, shape))} bytes, batch {size}",
+                ours,
+                peer,
+                target=5.0,
+                rounds=options.rounds,
+                units=len(batches),
+            )
+
+
 def explicit() -> str:
     """Reports that plain indexing raises under Explicit axes, and that ours returns the batch."""
     batch = batch_sharding(make_mesh({"data": DEVICES}, axis_type=AxisType.Explicit))
@@ -83,5 +121,5 @@ if __name__ == "__main__":
     options = tyro.cli(Options, description=__doc__)
     jax.config.update("jax_num_cpu_devices", DEVICES)
     title = f"batches from {RECORDS:,} sharded records, jax {jax.__version__}"
-    show(title, gathers(options))
+    show(title, chain(strata(options), gathers(options)))
     print(explicit())
