@@ -106,7 +106,8 @@ class TFDSStreamingSource(Source[TFDSStreamingConfig, StreamingRecords]):
         ValueError: The dataset does not have the split, a key or `map_fn` cannot be used, or a
             feature is not an array even in one record.
         DatasetNotFoundError: The dataset is not prepared, and must not or cannot be prepared.
-        DataLossError: The files differ from what their metadata say.
+        DataLossError: A file is missing, or one that is opened differs from what the metadata say.
+            Other files are compared with the metadata when a batch first reads them.
     """
 
     _config_type = TFDSStreamingConfig
