@@ -31,6 +31,7 @@ SLOW = {
     "test_agreement.py": False,
     "test_checkpoint_roles.py": True,
     "test_cli.py": False,
+    "test_coordinator.py": False,
     "test_copying.py": False,
     "test_corrupt_records.py": False,
     "test_elastic.py": False,

@@ -14,7 +14,8 @@ from conftest import wait_for
 from refusals import refused
 
 from datarax_tfds import TFDSStreamingConfig, TFDSStreamingSource
-from datarax_tfds.runtime.threads import ThreadPool, native_call, running
+from datarax_tfds.runtime.threads import ThreadPool, decoding_threads, native_call, running
+from sharding.hosts.job import job
 
 
 class Gate:
@@ -194,3 +195,22 @@ def test_the_interpreter_exits_quietly_whatever_is_under_way(data_dir, way, name
     assert done.returncode == 0, done.stderr
     noise = ("Error", "Exception", "Traceback", "terminate", "FATAL")
     assert [line for line in done.stderr.splitlines() if any(word in line for word in noise)] == []
+
+
+@pytest.mark.parametrize(
+    ("cores", "allowed", "processes", "threads"),
+    [
+        (192, 192, 1, 193),
+        (192, 192, 8, 25),
+        (192, 24, 8, 25),  # the launcher has bound each process to cores of its own
+        (192, 8, 1, 9),  # as in a container
+        (4, 4, 8, 2),
+    ],
+)
+def test_the_processes_of_a_machine_share_its_cores(
+    cores, allowed, processes, threads, monkeypatch
+):
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(allowed), raising=False)
+    monkeypatch.setattr(job, "processes_here", processes)
+    assert decoding_threads() == threads

@@ -97,13 +97,13 @@ def prepared_dataset(config: AnyConfig) -> Prepared:
         if not waited_for:
             _require_network(builder, prepared.root, config, subject)
         builder.download_and_prepare(**prepare_options(config))
-    others = [] if waited_for else also_done_by(f"preparing {config.name}")
-    if others:
+    other = None if waited_for else also_done_by(f"preparing {config.name}")
+    if other is not None:
         _log.warning(
             "%s: %s prepared it, too: the processes share no file system, or were given several"
             " data_dirs. Each host then needs room for it, and the network for all.",
             subject,
-            ", ".join(others),
+            other,
         )
     # A new builder, because the old one has no splits if another process prepared the dataset.
     return _opened(prepared, subject)

@@ -16,7 +16,7 @@ from sharding.checks import refused
 from sharding.errors import DisagreementError
 from sharding.hosts import coordination
 from sharding.hosts.job import job
-from sharding.hosts.rendezvous import Rendezvous, Said, awaited
+from sharding.hosts.rendezvous import Rendezvous, Said, arrived
 
 _TELL_S = 1.0  # between two notes of progress
 
@@ -72,7 +72,7 @@ def gathered(subject: str, value: Any, processes: Sequence[int]) -> list[Any]:
 def _exchanged(subject: str, fields: Mapping[str, Any], processes: Sequence[int]) -> Said:
     text = json.dumps({"about": subject, **fields}, sort_keys=True)
     with job.rendezvous_turn:
-        return Rendezvous(processes).exchange(subject, text)
+        return Rendezvous(job, processes).exchange(subject, text)
 
 
 def _disagreement(said: Said, fixes: Mapping[str, str]) -> DisagreementError:
@@ -101,11 +101,10 @@ def run_id() -> str:
     """A unique name for this run of the job, the same on every process."""
     if jax.process_count() == 1:
         return uuid.uuid4().hex
-    # If process 0 was interrupted here before, the others may have read the name already.
-    if jax.process_index() == 0 and not coordination.notes("run"):
-        coordination.put("run/id", uuid.uuid4().hex)
-    limit_s = job.limits.timeout_s
-    return awaited(lambda: coordination.notes("run"), limit_s, "run_id", lambda: [0])["id"]
+    if jax.process_index() == 0:
+        return job.coordinator.put_first("run/id", uuid.uuid4().hex)  # unless interrupted here once
+    told = job.coordinator.arrival("run/id")
+    return arrived(job, told, job.limits.timeout_s, "run_id", by=0)
 
 
 @contextmanager
@@ -131,7 +130,7 @@ def extend_deadlines(doing: str, *, measured: bool = False) -> Iterator[Callable
         if several and time.monotonic() - told_at > _TELL_S:
             told_at = time.monotonic()
             done = job.progress.pieces if measured else None
-            coordination.put(place, {"what": doing, "done": done})
+            job.coordinator.put(place, {"what": doing, "done": done})
 
     advance()
     try:
@@ -140,17 +139,16 @@ def extend_deadlines(doing: str, *, measured: bool = False) -> Iterator[Callable
         if several:
             # If the coordinator is gone, the next request to it raises.
             with suppress(ConnectionError):
-                coordination.put(place, None)
+                job.coordinator.put(place, None)
 
 
-def also_done_by(what: str) -> list[str]:
-    """Notes that this process did some work; names the others that did it in this run, too.
+def also_done_by(what: str) -> str | None:
+    """Notes that this process did some work; names one that did it before in this run, too.
 
     If the processes share a file system, one of them does such work for all.
     """
     if jax.process_count() < 2:
-        return []
-    mine, folder = jax.process_index(), f"done/{hashlib.sha256(what.encode()).hexdigest()[:16]}"
-    coordination.put(f"{folder}/{mine}", coordination.host())
-    found = coordination.notes(folder)
-    return [coordination.named(int(n), host) for n, host in found.items() if int(n) != mine]
+        return None
+    mine = coordination.named(jax.process_index(), job.coordinator.host)
+    first = job.coordinator.put_first(f"done/{hashlib.sha256(what.encode()).hexdigest()}", mine)
+    return None if first == mine else first

@@ -7,28 +7,38 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 from sharding.hosts import coordination
+from sharding.hosts.coordination import Coordinator
 
 _log = logging.getLogger(f"datarax_tfds.{__name__}")
 
 FAILED = 70  # exit status; EX_SOFTWARE of sysexits.h
-LAST_WORDS_S = 5.0  # the time for the others to hear of an error before the coordinator ends
+# The place of the note that every process waits for: the first failure; empty if all end well.
+OUTCOME = "outcome"
 _MAX_CHARACTERS = 2000  # of an error
-_POLL_S = 0.05
+_ANSWERS_PER_S = 500  # of the coordinator, at least
 
 
-def publish_failure(process: int, error: str, told_by: int | None = None) -> None:
-    """Tells the others that a process has failed, and with what error."""
+def publish_failure(
+    coordinator: Coordinator, process: int, error: str, told_by: int | None = None
+) -> Mapping[str, Any]:
+    """Tells the others that a process has failed, and with what error.
+
+    Returns:
+        What all are told: the failure of the first process that failed.
+    """
     told = error[:_MAX_CHARACTERS].replace("\n", "\n  ")
-    host = coordination.host()  # a process reports only those on its own machine
-    coordination.put(f"ended/{process}", {"host": host, "error": told, "told_by": told_by})
+    # A process reports only those on its own machine.
+    note = {"process": process, "host": coordinator.host, "error": told, "told_by": told_by}
+    coordinator.put(f"ended/{process}", note)
+    return coordinator.put_first(OUTCOME, note)
 
 
-def publish_end(process: int, remarks: Mapping[str, Any]) -> None:
+def publish_end(coordinator: Coordinator, remarks: Mapping[str, Any]) -> Mapping[str, Any]:
     """Tells the others that this process has come to its end without an error."""
-    coordination.put(f"ended/{process}", {"host": coordination.host(), "error": None, **remarks})
+    note = {"host": coordinator.host, "error": None, **remarks}
+    coordinator.put(f"ended/{coordinator.process}", note)
+    return note
 
 
 def described(process: int, note: Mapping[str, Any]) -> str:
@@ -38,23 +48,27 @@ def described(process: int, note: Mapping[str, Any]) -> str:
     return f"{who} has ended: {cause}" if cause else f"{who} has ended"
 
 
-def end_now(message: str, process: int, *, status: int = FAILED) -> None:
-    """Ends this process once the others know why; process 0, with the coordinator, waits longer."""
+def last_words_s(count: int) -> float:
+    """How long a process waits for the others to hear of an error: one may never, if suspended."""
+    return 5.0 + count / _ANSWERS_PER_S
+
+
+def end_now(
+    coordinator: Coordinator, message: str, failure: Mapping[str, Any], *, status: int = FAILED
+) -> None:
+    """Ends this process once all others know of the failure, or have had the time to.
+
+    If one ended earlier, its connections to the others would break, and they would raise an error
+    that names another cause. Process 0 is the last, because it runs the coordinator.
+    """
     sys.stderr.write(message)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    # The wait is bounded, because a suspended process never hears of the end.
-    deadline = time.monotonic() + LAST_WORDS_S
-    everyone = set(range(jax.process_count())) - {process}
+    dead = failure["process"] if failure["told_by"] is not None else None
     try:
-        while time.monotonic() < deadline:
-            ended = coordination.notes_by_process("ended")
-            failed = {other for other, note in ended.items() if note["error"] is not None}
-            if coordination.notes_by_process("heard").keys() | failed >= everyone:
-                break
-            time.sleep(_POLL_S)
-        if process == 0:
-            time.sleep(4 * _POLL_S)
+        coordinator.meet("last words", last_words_s(coordinator.count), without=dead)
     except ConnectionError:
-        _log.debug("nobody can be told", exc_info=True)
+        _log.debug("not all others have heard of the failure", exc_info=True)
+    if coordinator.process == 0:
+        time.sleep(0.2 + coordinator.count / _ANSWERS_PER_S)  # until the answers have left
     os._exit(status)

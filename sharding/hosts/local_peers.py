@@ -4,9 +4,7 @@ import os
 import select
 import signal
 
-import jax
-
-from sharding.hosts import coordination
+from sharding.hosts.job import Job
 
 
 class LocalPeers:
@@ -16,27 +14,26 @@ class LocalPeers:
     one, and may mistake a new process for one that had the same pid.
     """
 
-    def __init__(self):
-        self._process, self._machine = jax.process_index(), _machine()
+    def __init__(self, job: Job):
+        self._job, self._coordinator = job, job.coordinator
         self._known: set[int] = set()
         self._alive: dict[int, tuple[int, int]] = {}  # the pid of each, and its descriptor
         self._dead: dict[int, str] = {}
-        address = {"pid": os.getpid(), "machine": self._machine}
-        coordination.put(f"address/{self._process}", address)
+        self._folder = f"pid/{self._coordinator.machine}"
+        self._coordinator.put(f"{self._folder}/{self._coordinator.process}", os.getpid())
 
     def find(self) -> None:
-        """Looks for the other processes, until the pids of all are known."""
-        if len(self._known) == jax.process_count():
-            return
-        for process, address in coordination.notes_by_process("address").items():
-            here = process != self._process and address["machine"] == self._machine
-            if here and self._machine is not None and process not in self._known:
+        """Looks for the other processes on this machine."""
+        pids = self._coordinator.notes(self._folder)
+        self._job.processes_here = len(pids)
+        for process, pid in pids.items():
+            if process != self._coordinator.process and process not in self._known:
                 try:
-                    self._alive[process] = address["pid"], os.pidfd_open(address["pid"])
+                    self._alive[process] = pid, os.pidfd_open(pid)
                 except ProcessLookupError:
                     self._dead[process] = "it is gone"
-                except OSError:
-                    pass  # the kernel, or a sandbox, has no descriptors of processes
+                except (OSError, AttributeError):
+                    pass  # the system, or a sandbox, has no descriptors of processes
             self._known.add(process)
 
     def dead(self) -> dict[int, str]:
@@ -49,16 +46,6 @@ class LocalPeers:
                 os.close(descriptor)
                 del self._alive[process]
         return dict(self._dead)
-
-
-def _machine() -> str | None:
-    if not hasattr(os, "pidfd_open"):
-        return None
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return None
 
 
 def _how(pid: int) -> str:

@@ -12,7 +12,6 @@ import jax
 from jax.experimental import multihost_utils
 
 from sharding.checks import refused
-from sharding.hosts import coordination
 from sharding.hosts.job import job
 
 _log = logging.getLogger(f"datarax_tfds.{__name__}")
@@ -71,7 +70,7 @@ class Preemption:
         if jax.process_count() == 1:
             return self._noticed
         if self._noticed and not self._told:
-            coordination.notify_preemption()
+            job.coordinator.notify_preemption()
             self._told = True
         return multihost_utils.reached_preemption_sync_point(step)
 

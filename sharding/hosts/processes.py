@@ -95,7 +95,9 @@ def initialize(
         job.is_watched = True
         exit_cause = ExitCause()
         isolate_forked_children(exit_cause)
-        ExitHooks(exit_cause, Watch(exit_cause, fail_fast=fail_fast), fail_fast=fail_fast)
+        watch = Watch(job, exit_cause, fail_fast=fail_fast)
+        ExitHooks(job, exit_cause, watch, fail_fast=fail_fast)
+        watch.start()
 
 
 def _require_known(distributed: Iterable[str]) -> None:

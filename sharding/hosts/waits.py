@@ -8,7 +8,6 @@ from typing import TypeVar
 
 from sharding.checks import refused
 from sharding.errors import WaitTimeoutError
-from sharding.hosts import coordination
 from sharding.hosts.job import job
 
 _log = logging.getLogger(f"datarax_tfds.{__name__}")
@@ -64,12 +63,12 @@ def result_of(future: Future[Result], subject: str, doing: Callable[[], str]) ->
                 subject,
                 "reading takes longer than the limit.",
                 still=activity,
-                host=coordination.host(),
+                host=job.coordinator.host,
                 waited_s=round(wait.seconds, 1),
                 fix="see with ls -l whether that file system answers, and mount it anew if it"
                 " does not; if it only needs longer, set a larger stall_timeout_s in"
                 " initialize()",
             )
         if wait.is_due():
-            place = coordination.host()
+            place = job.coordinator.host
             _log.warning("%s: still %s after %.0f s on %s", subject, activity, wait.seconds, place)

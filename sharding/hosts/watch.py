@@ -10,59 +10,75 @@ import faulthandler
 import logging
 import os
 import queue
+import random
 import sys
 import threading
 import time
+from collections.abc import Mapping
+from concurrent import futures
+from concurrent.futures import Future
 from typing import Any
-
-import jax
 
 from sharding.checks import error_message
 from sharding.hosts import coordination, endings
 from sharding.hosts.exit_cause import ExitCause
-from sharding.hosts.job import job
+from sharding.hosts.job import Job
 from sharding.hosts.local_peers import LocalPeers
 from sharding.hosts.main_thread import MainThread
-from sharding.hosts.stragglers import Stragglers
+from sharding.hosts.stragglers import Reporter, Stall, reported
+from sharding.hosts.waits import Wait
 
 _log = logging.getLogger(f"datarax_tfds.{__name__}")
 
-_MIN_POLL_S = 0.4
-_LAST_POLL_S = 0.05
+_EXIT_POLL_S = 0.05
+_NOTES_PER_S = 5_000  # that process 0 reads to see who has ended
+_LOOK_S = 5.0
+_POLL_S = 0.4  # of what costs no request
+_BEATS_PER_S = 300  # of all processes together, each with one to three requests
+_DEATH_POLL_S = 0.05
 _DEATH_S = 0.3  # from the loss of a connection until the kernel reports the death
 _PREEMPTION_BEATS = 5
 
 
 class Watch:
-    """The thread that monitors the other processes. It starts at once.
+    """The thread that monitors the other processes.
 
     Args:
+        job: The job of this process.
         exit_cause: Knows the errors that ended threads of this process.
         fail_fast: Whether an error that ends another process ends this one.
     """
 
-    def __init__(self, exit_cause: ExitCause, *, fail_fast: bool):
-        self.process, self.count = jax.process_index(), jax.process_count()
-        # The coordinator answers a few thousand requests a second, so a large job sends fewer.
-        self.poll_s = max(_MIN_POLL_S, self.count / 500)
+    def __init__(self, job: Job, exit_cause: ExitCause, *, fail_fast: bool):
+        self._job, self.coordinator = job, job.coordinator
+        self.process = self.coordinator.process
+        self._exit_cause, self._fail_fast = exit_cause, fail_fast
         self.has_finished = False
         """Whether this process has come to its end, and so waits for nobody in a computation."""
-        self._exit_cause, self._fail_fast = exit_cause, fail_fast
-        self._beat = 0
-        self._ended: dict[int, Any] = {}
-        self._stragglers = Stragglers(self.process, self.count, self.poll_s)
-        self._local_peers = LocalPeers()
+        self.beat_s = max(_POLL_S, self.coordinator.count / _BEATS_PER_S)
+        self._beats = 0
+        self._reporter = Reporter(job, self.beat_s) if self.process == 0 else None
+        self._stall = Stall(job)
+        self._local_peers = LocalPeers(job)
+        self._dead: set[int] = set()
         self._main_thread = MainThread()
         self._has_told_of_preemption = self._has_told_of_missed = False
         # A sentinel in a SimpleQueue: an exit hook must not wait for a lock.
         self._stop: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._is_stopped = False
+        self.outcome = self.coordinator.arrival(endings.OUTCOME)
+        self.outcome.add_done_callback(self._hear_outcome)
         self.thread = threading.Thread(target=self._run, name="datarax_tfds watch", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
         self.thread.start()
 
     def stop(self) -> None:
-        """Stops the thread."""
+        """Stops the thread, and hears of no failure any more."""
+        self._is_stopped = True
         self._stop.put(None)
-        self.thread.join(timeout=2 * self.poll_s)
+        self.thread.join(timeout=2 * _POLL_S)
 
     def cause(self) -> str:
         """Names the processes whose death may have caused an error in this process."""
@@ -70,113 +86,151 @@ class Watch:
             self._local_peers.find()  # they may have died before the first look
         deadline = time.monotonic() + _DEATH_S
         while not (dead := self._local_peers.dead()) and time.monotonic() < deadline:
-            time.sleep(_LAST_POLL_S)
+            time.sleep(_DEATH_POLL_S)
         return "".join(
             f"\nprocess {process} has died before that: {how}" for process, how in dead.items()
         )
 
+    def wait_for_the_others(self) -> None:
+        """Waits until all have ended. JAX's exit barrier would not tell us of their errors, and
+        would fail after 300 s even if they are only writing a checkpoint.
+        """
+        self.has_finished = True
+        wait, count = Wait(), self.coordinator.count
+        # Only process 0 asks the coordinator; the others look at what they have heard.
+        poll_s = max(_EXIT_POLL_S, count / _NOTES_PER_S) if self.process == 0 else _LOOK_S
+        while not self.outcome.done():
+            missing = ["the others"]
+            if self.process == 0:
+                ended = self.coordinator.notes("ended")
+                missing = [f"process {number}" for number in range(count) if number not in ended]
+            if not missing:
+                self.coordinator.put_first(endings.OUTCOME, {})
+            if wait.is_due():
+                _log.warning(
+                    "process %d has finished, and has waited %.0f s for %s to end",
+                    self.process,
+                    wait.seconds,
+                    coordination.listed(missing),
+                )
+            futures.wait([self.outcome], timeout=poll_s)
+        if self.outcome.done() and self.outcome.exception() is None and self.outcome.result():
+            # Another process has failed, and the thread that has heard of it ends this one.
+            time.sleep(2 * endings.last_words_s(count))
+
     def _run(self) -> None:
+        due = time.monotonic() + self.beat_s * random.random()  # noqa: S311  # not all at once
         try:
-            while not self._is_stopped():
-                self._tell()
+            while not self._is_stopped:
+                with contextlib.suppress(queue.Empty):
+                    self._stop.get(timeout=_POLL_S)
+                    return
                 self._report_deaths()
-                self._hear_endings()
-                self._report_stragglers()
-                self._report_preemption()
+                if time.monotonic() >= due:
+                    due = time.monotonic() + self.beat_s - _POLL_S
+                    self.beat()
         except ConnectionError:
             # The coordinator, or our link to it, is gone: JAX ends this process, and says so.
             _log.debug("the coordinator does not answer", exc_info=True)
             dead = self._local_peers.dead()
-            if dead and self._fail_fast:
-                sys.stderr.write(self._failure_of(0, dead.get(0, "its coordinator is gone")))
+            if dead and self._fail_fast and not self._is_stopped:
+                host, error = "of the coordinator", dead.get(0, "its coordinator is gone")
+                sys.stderr.write(self._message_of({"process": 0, "host": host, "error": error}))
                 sys.stderr.flush()
                 os._exit(endings.FAILED)
 
-    def _is_stopped(self) -> bool:
-        try:
-            self._stop.get(timeout=self.poll_s)
-        except queue.Empty:
-            return False
-        return True
+    def beat(self) -> None:
+        """Tells the others how far this process is, and looks whether they hold it up."""
+        self._beats += 1
+        self._tell()
+        if self._beats.bit_count() == 1:  # ever more seldom, for a process that starts late
+            self._local_peers.find()
+        if self._reporter is not None:
+            self._reporter.report()
+        self._report_stragglers()
+        self._report_missed()
+        self._report_preemption()
 
     def _tell(self) -> None:
-        self._beat += 1
+        progress = self._job.progress
         note = {
-            "host": coordination.host(),
-            "beat": self._beat,
-            "steps": job.progress.steps,
-            "done": job.progress.pieces,
-            "activity": job.progress.activity,
+            "host": self.coordinator.host,
+            "beat": self._beats,
+            "steps": progress.steps,
+            "done": progress.pieces,
+            "activity": progress.activity,
+            "at_rendezvous": progress.at_rendezvous,
             "thread_error": self._exit_cause.thread_error,
         }
-        coordination.put(f"alive/{self.process}", note)
+        self.coordinator.put(f"alive/{self.process}", note)
 
     def _report_deaths(self) -> None:
         """Reports processes on this machine that were killed before they could report it."""
-        self._local_peers.find()
         dead = self._local_peers.dead()
-        if dead.keys() - self._ended.keys():
-            for process in dead.keys() - coordination.notes_by_process("ended").keys():
+        for process in dead.keys() - self._dead:
+            self._dead.add(process)
+            if self.coordinator.note(f"ended/{process}") is None:
                 how = f"the process has died: {dead[process]}"
-                endings.publish_failure(process, how, told_by=self.process)
+                endings.publish_failure(self.coordinator, process, how, told_by=self.process)
 
-    def _hear_endings(self) -> None:
-        self._ended = coordination.notes_by_process("ended")
-        finished = {}
-        for process, note in self._ended.items():
-            if process == self.process:
-                continue
-            if note["error"] is None:
-                finished[process] = note
-            elif self._fail_fast:
-                coordination.put(f"heard/{self.process}", True)
-                endings.end_now(self._failure_of(process, note["error"]), self.process)
-        if finished and not self.has_finished:
-            self._report_missed(finished)
+    def _hear_outcome(self, told: Future[Any]) -> None:
+        """Runs in another thread as soon as the first process fails, or all have ended."""
+        failure = None if self._is_stopped or told.exception() is not None else told.result()
+        if not failure:
+            return
+        self._job.failure = failure
+        if self._fail_fast and failure["process"] != self.process:
+            endings.end_now(self.coordinator, self._message_of(failure), failure)
 
-    def _report_missed(self, finished: dict[int, Any]) -> None:
+    def _report_missed(self) -> None:
         # A call on our own devices may take long, too. So a call may last as long as any wait for
         # another process, and is ended only if arrays that span processes take part in it.
         stuck_s = self._main_thread.seconds_in_call()
-        if stuck_s < job.limits.timeout_s or not self._main_thread.waits_for_other_processes():
+        if stuck_s < self._job.limits.timeout_s or self.has_finished:
             return
-        who = [endings.described(process, note) for process, note in sorted(finished.items())]
+        if not self._main_thread.waits_for_other_processes():
+            return
+        _, ended = reported(self._job)
+        if not ended.texts:
+            return
         message = error_message(
             f"process {self.process}",
             f"no progress for {stuck_s:.0f} s, because this process waits for one that has ended.",
-            ended=coordination.listed(who, "; "),
+            ended=ended,
             waits_at=self._main_thread.where(),
             fix="let all processes take the same steps; the log of that process says why it ended"
             " first; if one step takes so long, set a larger timeout_s in initialize()",
         )
         if self._fail_fast:
-            endings.publish_failure(self.process, message)
-            endings.end_now(f"sharding.errors.PeerFailedError: {message}\n", self.process)
+            self._end("PeerFailedError", message)
         elif not self._has_told_of_missed:
             self._has_told_of_missed = True
             _log.warning("%s", message)
 
-    def _failure_of(self, process: int, error: str) -> str:
-        host = self._ended.get(process, {}).get("host", "of the coordinator")
+    def _report_stragglers(self) -> None:
+        message = self._stall.check()
+        if message is not None:
+            faulthandler.dump_traceback(all_threads=True)
+            self._end("WaitTimeoutError", message)
+
+    def _end(self, kind: str, message: str) -> None:
+        failure = endings.publish_failure(self.coordinator, self.process, message)
+        endings.end_now(self.coordinator, f"sharding.errors.{kind}: {message}\n", failure)
+
+    def _message_of(self, failure: Mapping[str, Any]) -> str:
         message = error_message(
             f"process {self.process}",
-            f"it ends, because {coordination.named(process, host)} has failed.",
-            error=error,
+            f"it ends, because {coordination.named(failure['process'], failure['host'])} has"
+            " failed.",
+            error=failure["error"],
             fix="correct that error, and start the job again",
         )
         return f"sharding.errors.PeerFailedError: {message}\n"
 
-    def _report_stragglers(self) -> None:
-        message = self._stragglers.check(self._ended)
-        if message is not None:
-            faulthandler.dump_traceback(all_threads=True)
-            endings.publish_failure(self.process, message)
-            endings.end_now(f"sharding.errors.WaitTimeoutError: {message}\n", self.process)
-
     def _report_preemption(self) -> None:
         """Warns once if JAX has swallowed a SIGTERM that the program never asks about."""
-        told = self._has_told_of_preemption or job.handles_preemption
-        if told or self._beat % _PREEMPTION_BEATS or not coordination.preemption_noticed():
+        told = self._has_told_of_preemption or self._job.handles_preemption
+        if told or self._beats % _PREEMPTION_BEATS or not self.coordinator.preemption_noticed():
             return
         self._has_told_of_preemption = True
         message = error_message(
