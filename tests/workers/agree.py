@@ -28,8 +28,8 @@ from datarax_tfds import (
     make_mesh,
 )
 from datarax_tfds.checkpoint import DataSave, latest_valid_step
-from sharding.hosts import coordination
 from sharding.hosts.agreement import agree, extend_deadlines
+from sharding.hosts.coordination import Coordinator
 from sharding.hosts.job import job
 
 initialize(timeout_s=PATIENCE_S)
@@ -108,16 +108,16 @@ def late_but_busy():
     raise WaitTimeoutError("none")
 
 
-put, has_said = coordination.put, threading.Event()
+put, has_said = Coordinator.put, threading.Event()
 
 
-def noting(place, note):
-    put(place, note)
+def noting(coordinator, place, note):
+    put(coordinator, place, note)
     if "/said/" in place:
         has_said.set()
 
 
-coordination.put = noting
+Coordinator.put = noting
 
 
 def interrupt():
