@@ -13,7 +13,8 @@ from flax import nnx
 
 from datarax_tfds.decoding.record_spec import require_arrays
 from datarax_tfds.order.cursor import Cursor, Remainder, Schedule, warn_of_repeats
-from datarax_tfds.order.sampler import BatchAt, Traced
+from datarax_tfds.order.sampler import BatchAt, Selection, Traced
+from datarax_tfds.order.wide_numbers import as_device_numbers
 from datarax_tfds.records.records import BatchInputs
 from datarax_tfds.runtime.copying import not_copied
 from datarax_tfds.runtime.signatures import constructor_signature
@@ -72,7 +73,9 @@ class Pipeline(nnx.Module):
             for records.
         record_numbers: Whether every batch has a `record_number`, `[batch_size]` int32: the stored
             number of each record, -1 for padding. Stages do not get it. If a corrupt record is
-            replaced, the number is still that of the corrupt record.
+            replaced, the number is still that of the corrupt record. With 2**31 records and more,
+            the numbers are int64 if `jax_enable_x64` is on, else uint32 `[batch_size, 2]`, which
+            `join_words` joins.
 
     Raises:
         TypeError: `source` is not a source, or a stage cannot be called.
@@ -350,16 +353,16 @@ class Pipeline(nnx.Module):
 
     def _read(self, cursor: Cursor) -> Taken:
         """Makes the batch at a cursor, without handing it out."""
-        after, handed_out = self.schedule.after(cursor), self._records_of(1)
         records, sharding = self.source.records, self.source.sharding
-        selection = self.source.sampler.select(self.schedule, cursor)
+        selection = self.source.select(self.schedule, cursor)
+        after, handed_out = self.schedule.after(cursor), self._records_of(1)
         pads = self.schedule.remainder == "pad"
         if not self.stages and not pads and not self.record_numbers:
             return Taken(records.batch(selection), after, handed_out)
         rows = BatchExtras(
             real=selection.records if pads else None,
             keys=selection.keys() if self._random else None,
-            numbers=selection.record_numbers().astype(np.int32) if self.record_numbers else None,
+            numbers=self._numbers_column(selection) if self.record_numbers else None,
         )
         if isinstance(selection, Traced):
             batch = records.batch(selection)
@@ -392,6 +395,9 @@ class Pipeline(nnx.Module):
             keep=lambda: nnx.update(self.stages, changes),
             undo=lambda: nnx.update(self.stages, unchanged),
         )
+
+    def _numbers_column(self, selection: Selection) -> Any:
+        return as_device_numbers(selection.record_numbers(), self.schedule.length)
 
     def _checked(self, selection: BatchAt) -> tuple[BatchInputs, AbstractContextManager[Any]]:
         """Returns the batch of the source, and a context in which to run the stages.

@@ -13,6 +13,7 @@ from datarax_tfds.errors import (
 from datarax_tfds.history.audit import Audit, audit
 from datarax_tfds.history.cursor_log import CursorLog
 from datarax_tfds.order.cursor import Cursor
+from datarax_tfds.order.wide_numbers import join_words
 from datarax_tfds.pipeline import Pipeline
 from datarax_tfds.sources.prefetch import prefetch_to_device
 from datarax_tfds.tfds_source import TFDSEagerSource, TFDSStreamingSource, from_tfds
@@ -53,6 +54,7 @@ __all__ = [
     "from_tfds",
     "global_batch",
     "initialize",
+    "join_words",
     "make_mesh",
     "prefetch_to_device",
 ]

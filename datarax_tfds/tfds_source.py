@@ -17,6 +17,7 @@ from datarax_tfds.order.block_order import BlockOrder
 from datarax_tfds.order.order import Order
 from datarax_tfds.order.sampler import RecordOrder
 from datarax_tfds.order.strata import StrataOrder
+from datarax_tfds.order.wide_numbers import is_wide
 from datarax_tfds.records.eager import EagerRecords
 from datarax_tfds.records.memory import EAGER_MEMORY_FRACTION, memory_share
 from datarax_tfds.records.packing import Packing
@@ -100,7 +101,8 @@ class TFDSStreamingSource(Source[TFDSStreamingConfig, StreamingRecords]):
     `for record in source` also works for records that cannot be batched, such as text (as bytes)
     and images of different shapes.
 
-    The arguments and the attributes are those of `TFDSEagerSource`.
+    The arguments and the attributes are those of `TFDSEagerSource`. With 2**31 records
+    and more, the value of `index` may be two words, for `join_words`; `cursor.index` is an integer.
 
     Raises:
         ValueError: The dataset does not have the split, a key or `map_fn` cannot be used, or a
@@ -216,6 +218,8 @@ def _suits_the_devices(
         return False, "map_fn changes the records from epoch to epoch"
     if config.access == "sequential":
         return False, "access is sequential"
+    if is_wide(reader.length):
+        return False, "the records are 2**31 or more"
     row_bytes = Packing(reader.spec).row_bytes
     share = memory_share(reader.length * (batch.num_devices if copied else 1), row_bytes, batch)
     return (

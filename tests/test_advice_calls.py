@@ -17,6 +17,7 @@ from datarax_tfds import (
     TFDSEagerSource,
     TFDSStreamingConfig,
     from_tfds,
+    join_words,
     prefetch_to_device,
 )
 from datarax_tfds.order.order import Order
@@ -174,6 +175,18 @@ SOURCES = [
         "use length=1 or more",
         lambda u: Order(length=0),
         lambda u: Order(length=1),
+    ),
+    Row(
+        "length must be at most 2**61: larger numbers belong to other random keys.",
+        f"use a slice of the split, of at most {2**61} records",
+        lambda u: Order(length=2**61 + 1),
+        lambda u: Order(length=2**61),
+    ),
+    Row(
+        "words must be uint32 [..., 2], or integers.",
+        "pass batch['record_number']",
+        lambda u: join_words(jnp.zeros(8)),
+        lambda u: join_words(u.pipeline(record_numbers=True).step()["record_number"]),
     ),
     Row(
         "a source cannot be built inside a function that is being traced by JAX.",

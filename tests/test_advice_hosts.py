@@ -181,6 +181,14 @@ LAYOUTS = [
         lambda u: laid_out("replicated", rows=0.25),
         lambda u: u.batch(),
     ),
+    Row(
+        "an eager source must have fewer than 2**31 records, as an axis of an array has.",
+        "stream the records with a TFDSStreamingSource, or read a part of the split, as"
+        " split='train[:50%]'",
+        lambda u: laid_out("auto", rows=2**31, row_bytes=1),
+        lambda u: u.batch(),
+        lambda u: u.eager(split="train[:50%]"),
+    ),
 ]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from datarax_tfds.order.wide_numbers import join_words
 from datarax_tfds.pipeline import Pipeline
 from sharding.checks import refused
 from sharding.hosts.agreement import run_id
@@ -74,7 +75,7 @@ class CursorLog:
         rows: dict[str, Any] = {}
         if numbers is not None:
             rows["rows"] = [
-                [shard.index[0].indices(len(numbers))[0], jax.device_get(shard.data).tolist()]
+                [shard.index[0].indices(len(numbers))[0], join_words(shard.data).tolist()]
                 for shard in numbers.addressable_shards
                 if shard.replica_id == 0
             ]

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from datarax_tfds.order.keys import record_keys
-from datarax_tfds.order.order import Order
+from datarax_tfds.order.order import Order, check_length
 from sharding.checks import refused
 
 _VERSION = 1  # to be changed when the same fields give another order
@@ -30,7 +30,7 @@ class BlockOrder:
     It is a pure function of its fields, and is used like `Order`.
 
     Args:
-        length: Number of records N.
+        length: Number of records N, in `[1, 2**61]`.
         seed: In `[0, 2**32)`.
         block_size: The number of records in a block.
         window: The number of records that are shuffled together: `shuffle_buffer_size`.
@@ -40,6 +40,9 @@ class BlockOrder:
     seed: int
     block_size: int
     window: int
+
+    def __post_init__(self):
+        check_length(self.length)
 
     @property
     def version(self) -> str:

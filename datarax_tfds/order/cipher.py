@@ -33,12 +33,12 @@ def index_shuffle(positions: _Word, length: int, key: _Word, rounds: int = ROUND
 
     Args:
         positions: Integers in `[0, length)`: a NumPy array, or a JAX one (traced or not).
-        length: At most 2**63 with NumPy, 2**31 - 1 with JAX.
+        length: At most 2**63 with NumPy; with JAX 2**62, or 2**31 - 1 for 32-bit positions.
         key: In `[0, 2**32)`: an integer or, with JAX, also an array like `positions`.
         rounds: Even, at least 4.
 
     Returns:
-        An array like `positions`: int64 with NumPy, int32 with JAX.
+        An array like `positions`: int64 with NumPy; with JAX int32, or int64 for 64-bit positions.
     """
     if length == 1:
         return positions * 0
@@ -46,15 +46,16 @@ def index_shuffle(positions: _Word, length: int, key: _Word, rounds: int = ROUND
     half = (bits + 1) // 2
     if isinstance(positions, jax.Array):
         keys = _round_keys(jnp.asarray(key, jnp.uint32), rounds)
+        wide = positions.dtype.itemsize == 8
 
         def step(walk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             values, under_way = walk
             values = jnp.where(under_way, _encrypt(values, keys, half, np.uint32), values)
             return values, values >= length
 
-        start = positions.astype(jnp.uint32), jnp.ones_like(positions, bool)
+        start = positions.astype(jnp.uint64 if wide else jnp.uint32), jnp.ones_like(positions, bool)
         landed, _ = lax.while_loop(lambda walk: jnp.any(walk[1]), step, start)
-        return landed.astype(jnp.int32)
+        return landed.astype(jnp.int64 if wide else jnp.int32)
     keys = _round_keys(np.full(1, key, np.uint32), rounds)
     if half * 2 == BLOCK_BITS:
         return _small_permutation(length, keys)[positions]

@@ -116,7 +116,7 @@ class Schedule:
             return rows
         share = self.batch_size // self.strata
         by_part = (rows // share - index) % self.strata + rows % share * self.strata
-        whole = index + self.batch_size <= self.length
+        whole = index <= self.length - self.batch_size
         return (
             jnp.where(whole, by_part, rows)
             if isinstance(whole, jax.Array)
@@ -127,18 +127,27 @@ class Schedule:
         """The cursor after the batch at a cursor; traceable."""
         cursor = self.normalized(cursor)
         if self.remainder == "pad":
-            stop = cursor.index + min(self.batch_size, self.length)
-            full = stop // self.length
-            return Cursor(cursor.epoch + full, stop * (1 - full))
-        epochs, index = divmod(cursor.index + self.batch_size, self.length)
-        return self.normalized(Cursor(cursor.epoch + epochs, index))
+            beyond, full = self._moved(cursor.index, min(self.batch_size, self.length))
+            return Cursor(cursor.epoch + full, beyond * (1 - full))
+        epochs, rest = divmod(self.batch_size, self.length)
+        index, over = self._moved(cursor.index, rest)
+        return self.normalized(Cursor(cursor.epoch + epochs + over, index))
 
     def normalized(self, cursor: Cursor) -> Cursor:
         """The cursor after the records that `drop` skips; traceable."""
         if self.remainder == "drop":
-            over = (cursor.index + self.batch_size - 1) // self.length
+            _, over = self._moved(cursor.index, self.batch_size - 1)
             return Cursor(cursor.epoch + over, cursor.index * (1 - over))
         return cursor
+
+    def _moved(self, index: int, by: int) -> tuple[int, int]:
+        """The index `by` positions on, at most an epoch, and how many epochs this enters: 0 or 1.
+
+        It is traceable: the sum of both may need more than 32 bits, and is never computed.
+        """
+        beyond = index - (self.length - by)
+        over = beyond // self.length + 1
+        return beyond + self.length * (1 - over), over
 
     def steps(self, cursor: Cursor = Cursor()) -> int:
         """The number of batches that start from a cursor to the end of its epoch, at least 1."""

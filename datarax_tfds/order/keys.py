@@ -24,7 +24,8 @@ def record_keys(seed: int, epochs: Any, numbers: Any) -> Any:
     Args:
         seed: In `[0, 2**32)`.
         epochs: One epoch, or an array `[n]` of them, from 0.
-        numbers: `[n]`, in `[0, 2**62)`; a NumPy array or a JAX array, which may be traced.
+        numbers: `[n]`, in `[0, 2**61]`, a NumPy array; or a JAX array, which may be traced, of
+            numbers below 2**32.
 
     Returns:
         `[n, 2]` int32, an array like `numbers`.

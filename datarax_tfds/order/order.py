@@ -9,6 +9,7 @@ import numpy as np
 
 from datarax_tfds.order.cipher import BLOCK_BITS, index_shuffle
 from datarax_tfds.order.keys import epoch_key
+from datarax_tfds.order.wide_numbers import MAX_RECORDS, number_dtype
 from sharding.checks import is_integer, refused, whole_number
 
 # To be changed when the same (length, seed, epoch) gives another permutation. It is saved with
@@ -32,7 +33,7 @@ class Order:
         Order(length=60_000, seed=42).host_numbers(epoch=3, start=0, stop=128)
 
     Args:
-        length: Number of records N.
+        length: Number of records N, in `[1, 2**61]`.
         seed: In `[0, 2**32)`; None for the stored order in every epoch.
     """
 
@@ -40,14 +41,7 @@ class Order:
     seed: int | None = None
 
     def __post_init__(self):
-        if self.length < 1:
-            raise refused(
-                ValueError,
-                "Order",
-                "length must be at least 1: there are no records to order.",
-                length=self.length,
-                fix="use length=1 or more",
-            )
+        check_length(self.length)
         if self.seed is not None:
             check_seed(self.seed)
 
@@ -71,9 +65,9 @@ class Order:
                 of the others. It changes the speed, not the result.
 
         Returns:
-            `[stop - start]`, int32 if the length allows, else int64.
+            `[stop - start]`, int32 for lengths below 2**31, else int64.
         """
-        dtype = _number_dtype(self.length)
+        dtype = number_dtype(self.length)
         if self.seed is None:
             return np.arange(start, stop, dtype=dtype)
         if stride >= _MIN_SPARSE_STRIDE * (stop - start) and self.length > _CHUNK_SIZE:
@@ -94,15 +88,35 @@ class Order:
 
         Args:
             epochs: `[n]` int32, the epoch of each position.
-            positions: `[n]` int32, in `[0, length)`; `length < 2**31`.
+            positions: `[n]`, in `[0, length)`: int32 for lengths below 2**31, else int64.
 
         Returns:
-            `[n]` int32.
+            `[n]`, of the dtype of `positions`.
         """
         if self.seed is None:
             return positions
         keys = jax.vmap(functools.partial(jax.random.fold_in, _threefry_key(self.seed)))(epochs)
         return index_shuffle(positions, self.length, jax.random.key_data(keys)[:, 0])
+
+
+def check_length(length: int) -> None:
+    """Raises a `ValueError` unless an order of this many records exists."""
+    if length < 1:
+        raise refused(
+            ValueError,
+            "Order",
+            "length must be at least 1: there are no records to order.",
+            length=length,
+            fix="use length=1 or more",
+        )
+    if length > MAX_RECORDS:
+        raise refused(
+            ValueError,
+            "Order",
+            "length must be at most 2**61: larger numbers belong to other random keys.",
+            length=length,
+            fix=f"use a slice of the split, of at most {MAX_RECORDS} records",
+        )
 
 
 def check_seed(seed: int) -> int:
@@ -123,13 +137,9 @@ def _chunk(length: int, seed: int, epoch: int, chunk: int) -> np.ndarray:
     """The numbers at the positions of one chunk; the last chunk may be short."""
     positions = np.arange(chunk * _CHUNK_SIZE, min((chunk + 1) * _CHUNK_SIZE, length))
     numbers = index_shuffle(positions, length, epoch_key(seed, epoch))
-    numbers = numbers.astype(_number_dtype(length))
+    numbers = numbers.astype(number_dtype(length))
     numbers.flags.writeable = False
     return numbers
-
-
-def _number_dtype(length: int) -> type[np.signedinteger]:
-    return np.int32 if length < 2**31 else np.int64
 
 
 def _threefry_key(seed: int) -> jax.Array:

@@ -14,6 +14,7 @@ import numpy as np
 from datarax_tfds.order.cipher import index_shuffle
 from datarax_tfds.order.cursor import Cursor, Schedule
 from datarax_tfds.order.keys import record_keys
+from datarax_tfds.order.wide_numbers import computed_wide, is_wide, number_dtype
 
 
 class RecordOrder(Protocol):
@@ -153,7 +154,8 @@ class Traced:
 
     Args:
         epochs: The epochs of the keys: one, or `[batch_size]` int32.
-        numbers: The numbers of the records, `[batch_size]`; N for rows of padding.
+        numbers: The numbers of the records, `[batch_size]`; N for rows of padding. For a split of
+            2**31 records and more, as `as_device_numbers` makes them.
         seed: The seed of the keys.
         records: How many rows are records; None if all of them are.
     """
@@ -221,7 +223,7 @@ class Sampler:
         """
         length = self.order.length
         if key is not None:
-            places = np.arange(start, start + size) % length
+            places = (start % length + np.arange(size)) % length
             return ByNumber(self._keyed(places, key), epoch, self.seed)
         epochs, index = divmod(start, length)
         return self.at(self._schedule(size), Cursor(epoch + epochs, index))
@@ -230,23 +232,33 @@ class Sampler:
         self, epoch: Any, start: Any, size: int, key: jax.Array | None = None
     ) -> Traced:
         """The same as `positions`, traceable in all but `size`."""
-        if key is None:
-            return self._traced(self._schedule(size), epoch, start)
-        epochs, places = self._places(epoch, start, jnp.arange(size, dtype=jnp.int32))
-        return Traced(epochs, self._keyed(places, key), self.seed)
+        schedule = self._schedule(size) if key is None else Schedule(self.order.length, size)
+        return self._traced(schedule, epoch, start, key)
 
-    def _traced(self, schedule: Schedule, epoch: Any, start: Any) -> Traced:
-        start = jnp.asarray(start, jnp.int32)
-        rows = jnp.arange(schedule.batch_size, dtype=jnp.int32)
-        steps = schedule.steps_to_rows(start % schedule.length, rows)
-        epochs, places = self._places(epoch, start, steps)
-        return Traced(epochs, self.order.device_numbers(epochs, places), self.seed)
-
-    def _places(self, epoch: Any, start: Any, steps: Any) -> tuple[jax.Array, jax.Array]:
-        """The epochs and positions that are so many steps behind `start`."""
-        positions = jnp.asarray(start, jnp.int32) + steps
+    def _traced(
+        self, schedule: Schedule, epoch: Any, start: Any, key: jax.Array | None = None
+    ) -> Traced:
         length = self.order.length
-        return jnp.asarray(epoch, jnp.int32) + positions // length, positions % length
+        signed = number_dtype(length)
+        # Unsigned, because a position beyond the epoch may need one bit more.
+        unsigned = np.uint64 if is_wide(length) else np.uint32
+
+        def compute(start: Any) -> tuple[jax.Array, jax.Array]:
+            if getattr(start, "dtype", np.dtype(np.int32)).itemsize < 4:
+                start = start.astype(jnp.int32)
+            first, place = divmod(start, length)
+            place = jnp.asarray(place).astype(signed)
+            steps = schedule.steps_to_rows(place, jnp.arange(schedule.batch_size, dtype=signed))
+            positions = place.astype(unsigned) + steps.astype(unsigned)
+            places = (positions % length).astype(signed)
+            later = jnp.asarray(first).astype(jnp.int32) + (positions // length).astype(jnp.int32)
+            epochs = jnp.asarray(epoch, jnp.int32) + later
+            if key is None:
+                return epochs, self.order.device_numbers(epochs, places)
+            return epochs, self._keyed(places, key)
+
+        epochs, numbers = computed_wide(length, compute, start)
+        return Traced(epochs, numbers, self.seed)
 
     def _schedule(self, size: int) -> Schedule:
         return Schedule(self.order.length, size, strata=self.order.strata)

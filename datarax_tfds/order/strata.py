@@ -159,7 +159,7 @@ class StrataOrder:
         offsets = word(times)
         if on_device:
             offsets = lax.fori_loop(0, ROUNDS, shuffled, offsets)
-            return starts + offsets.astype(jnp.int32)
+            return starts + offsets.astype(starts.dtype)
         for number in range(ROUNDS):
             offsets = shuffled(np.full(1, number), offsets)
         return starts + offsets

@@ -9,6 +9,7 @@ import numpy as np
 import psutil
 
 from datarax_tfds.config.config import LayoutChoice
+from datarax_tfds.order.wide_numbers import is_wide
 from sharding import Layout, global_batch, storage_sharding
 from sharding.checks import refused
 from sharding.jax_context import OwnContext
@@ -30,8 +31,18 @@ def choose_layout(
         subject: Who asks, for messages.
 
     Raises:
-        ValueError: The rows do not fit the free memory of the devices in this layout.
+        ValueError: There are 2**31 rows or more, or they do not fit the free memory of the devices
+            in this layout.
     """
+    if is_wide(rows):
+        raise refused(
+            ValueError,
+            subject,
+            "an eager source must have fewer than 2**31 records, as an axis of an array has.",
+            records=rows,
+            fix="stream the records with a TFDSStreamingSource, or read a part of the split, as"
+            " split='train[:50%]'",
+        )
     free = free_device_bytes(batch)
     devices = batch.num_devices
     needed = {

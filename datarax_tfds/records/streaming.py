@@ -92,22 +92,13 @@ class StreamingRecords:
     def batch(self, selection: Selection) -> dict[str, Any]:
         """The records of a selection as a batch `[batch_size, ...]`."""
         if isinstance(selection, Traced):
-            raise self._not_compiled(selection.batch_size)
+            refuse_compiled(self._reader.subject, batch_size=selection.batch_size)
         on_devices, on_host = self.inputs(selection)
         return on_devices | on_host
 
     def scan_inputs(self, numbers: np.ndarray) -> NoReturn:
         """Raises an error: a stream is read on the host, between compiled steps."""
-        raise self._not_compiled(numbers.shape[-1])
-
-    def _not_compiled(self, batch_size: int) -> NotImplementedError:
-        return refused(
-            NotImplementedError,
-            self._reader.subject,
-            "a stream cannot be read within a compiled function.",
-            batch_size=batch_size,
-            fix="take the batch outside and pass it in, or use a TFDSEagerSource",
-        )
+        refuse_compiled(self._reader.subject, batch_size=numbers.shape[-1])
 
     def all_records(self, keep: bool) -> dict[str, Any]:  # noqa: ARG002
         """Returns all records in stored order, `[N, ...]`, on the devices. They are read again at
@@ -134,6 +125,17 @@ class StreamingRecords:
                 structure.unflatten(leaf if _is_text(leaf) else next(placed) for leaf in leaves)
                 | on_host
             )
+
+
+def refuse_compiled(subject: str, batch_size: int) -> NoReturn:
+    """Raises the error of reading a stream within a compiled function."""
+    raise refused(
+        NotImplementedError,
+        subject,
+        "a stream cannot be read within a compiled function.",
+        batch_size=batch_size,
+        fix="take the batch outside and pass it in, or use a TFDSEagerSource",
+    )
 
 
 def _cache_of(reader: RecordReader) -> RecordCache | None:

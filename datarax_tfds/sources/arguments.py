@@ -12,6 +12,7 @@ from flax import nnx
 
 from datarax_tfds.config.config import AnyConfig
 from datarax_tfds.config.fields import Field, flag, integer
+from datarax_tfds.order.wide_numbers import are_words, join_words
 from sharding.checks import refused, whole_number
 
 
@@ -120,6 +121,8 @@ def require_records(numbers: np.ndarray, known: range, subject: str) -> None:
 
 def numbers_of(indices: Any, subject: str) -> Any:
     """Returns a list of record numbers as an array `[n]`, which may be traced."""
+    if are_words(indices) and not isinstance(indices, jax.core.Tracer):
+        indices = join_words(indices)
     try:
         numbers: Any = indices if isinstance(indices, jax.Array) else np.asarray(indices)
     except ValueError:  # rows of different lengths

@@ -9,6 +9,7 @@ from flax import nnx
 
 from datarax_tfds.errors import CursorTraceError
 from datarax_tfds.order.cursor import Cursor
+from datarax_tfds.order.wide_numbers import join_words
 from datarax_tfds.runtime.untraced import is_traced
 from sharding.checks import refused
 
@@ -69,7 +70,9 @@ class Epoch(CursorVariable):
 
 
 class Index(CursorVariable):
-    """The next position to hand out, in `[0, N)`."""
+    """The next position to hand out, in `[0, N)`; with 2**31 records and more, as
+    `as_device_numbers` makes it.
+    """
 
     __slots__ = ()
     number = 1
@@ -163,4 +166,4 @@ def _followed_by_nnx(variable: nnx.Variable[Any]) -> bool:
 
 
 def _count(value: Any) -> Any:
-    return value if isinstance(value, int | jax.core.Tracer) else int(jax.device_get(value))
+    return value if isinstance(value, int | jax.core.Tracer) else int(join_words(value))

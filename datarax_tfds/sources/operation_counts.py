@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from datarax_tfds.order.cursor import Cursor
+from datarax_tfds.order.wide_numbers import as_device_numbers, computed_wide, join_words
 
 
 class OperationCounts(nnx.Module):
@@ -23,20 +24,21 @@ class OperationCounts(nnx.Module):
     def __init__(self, length: int):
         self._length = length
         # The epochs and positions moved by seeks, and the records skipped.
-        self._not_delivered = nnx.Variable[Any](np.zeros(3, np.int32))
+        self._not_delivered = nnx.Variable[Any](as_device_numbers(np.zeros(3, np.int64), length))
 
     def count_seek(self, before: Cursor, after: Cursor) -> None:
         """Subtracts the distance of a seek."""
-        self._add(after.epoch - before.epoch, after.index - before.index, 0)
+        self._add(after.epoch - before.epoch, after.index, before.index, 0)
 
     def count_skipped(self, before: Cursor, after: Cursor, delivered: int) -> None:
         """Subtracts the records between two cursors that were not delivered; traceable."""
         passed = (after.epoch - before.epoch) * self._length + after.index - before.index
-        self._add(0, 0, passed - delivered)
+        self._add(0, 0, 0, passed - delivered)
 
     def reset(self, cursor: Cursor) -> None:
         """Counts from this cursor on."""
-        self._not_delivered.set_value(np.array([cursor.epoch, cursor.index, 0], np.int32))
+        counts = np.array([cursor.epoch, cursor.index, 0])
+        self._not_delivered.set_value(as_device_numbers(counts, self._length))
 
     @property
     def mark(self) -> Any:
@@ -49,17 +51,22 @@ class OperationCounts(nnx.Module):
 
     def at(self, cursor: Cursor) -> dict[str, int]:
         """The counts of a source at this cursor."""
-        epochs, positions, skipped = jax.device_get(self._not_delivered.get_value()).tolist()
+        epochs, positions, skipped = join_words(self._not_delivered.get_value()).tolist()
         passed = (cursor.epoch - epochs) * self._length + cursor.index - positions
         return {"applied_count": passed - skipped, "skipped_count": skipped}
 
-    def _add(self, epochs: Any, positions: Any, records: Any) -> None:
+    def _add(self, epochs: Any, after: Any, before: Any, records: Any) -> None:
         held = self._not_delivered.get_value()
-        traced = any(isinstance(v, jax.core.Tracer) for v in (held, epochs, positions, records))
-        array = jnp if traced else np
-        held = held if traced else jax.device_get(held)
-        sums = array.asarray(held) + array.asarray([epochs, positions, records], np.int32)
-        # Full epochs of positions are carried over. Otherwise many seeks would overflow int32.
+        change = (epochs, after, before, records)
+        if any(isinstance(value, jax.core.Tracer) for value in (held, *change)):
+            sums = computed_wide(self._length, self._sums, held, *change)
+        else:
+            sums = as_device_numbers(self._sums(join_words(held), *change), self._length)
+        self._not_delivered.set_value(sums)
+
+    def _sums(self, held: Any, epochs: Any, after: Any, before: Any, records: Any) -> Any:
+        array = np if isinstance(held, np.ndarray) else jnp
+        sums = held + array.asarray([epochs, after - before, records], held.dtype)
+        # Full epochs of positions are carried over. Otherwise many seeks would overflow.
         carried = sums[1] // self._length
-        carry = array.asarray([1, -self._length, 0], np.int32)
-        self._not_delivered.set_value(sums + carried * carry)
+        return sums + carried * array.asarray([1, -self._length, 0], held.dtype)

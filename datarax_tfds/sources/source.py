@@ -20,8 +20,18 @@ from datarax_tfds.decoding.reader import RecordReader
 from datarax_tfds.files.split import open_split
 from datarax_tfds.order.cursor import Cursor, Schedule, warn_of_repeats
 from datarax_tfds.order.order import check_seed
-from datarax_tfds.order.sampler import ByNumber, RecordOrder, Sampler, Selection, Traced, key_word
+from datarax_tfds.order.sampler import (
+    BatchAt,
+    ByNumber,
+    RecordOrder,
+    Sampler,
+    Selection,
+    Traced,
+    key_word,
+)
+from datarax_tfds.order.wide_numbers import are_words, as_device_numbers, is_wide, join_words
 from datarax_tfds.records.records import Records
+from datarax_tfds.records.streaming import refuse_compiled
 from datarax_tfds.runtime.copying import not_copied
 from datarax_tfds.runtime.forks import refuse_in_forked_child
 from datarax_tfds.runtime.signatures import constructor_signature
@@ -130,7 +140,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
         self.agree("construction", self.identity.saved() | reader.versions | corrupt)
         self._corrupt: CorruptRecords = nnx.static(reader.corrupt)
         self._records: Opened = nnx.static(self._opened(reader))
-        self.index = Index(0)
+        self.index = Index(as_device_numbers(0, self.length))
         self.epoch = Epoch(0)
         # Reentrant: a stage, or a signal handler, may ask for a batch while one is being made.
         self.turn = nnx.static(threading.RLock())
@@ -249,10 +259,16 @@ class Source(nnx.Module, Generic[Config, Opened]):
             warn_of_repeats(self.name, batch_size, self.length)
 
         def read(cursor: Cursor) -> Taken:
-            batch = self.records.batch(self.sampler.select(schedule, cursor))
+            batch = self.records.batch(self.select(schedule, cursor))
             return Taken(batch, schedule.after(cursor))
 
         return self.advance(read)
+
+    def select(self, schedule: Schedule, cursor: Cursor) -> BatchAt | Traced:
+        """The records of the batch at a cursor, which may be traced if the source is eager."""
+        if isinstance(cursor.index, jax.core.Tracer) and not self.supports_indexed_access():
+            refuse_compiled(self.name, batch_size=schedule.batch_size)
+        return self.sampler.select(schedule, cursor)
 
     def get_batch_at(
         self, start: int | jax.Array, size: int, key: jax.Array | None = None
@@ -263,7 +279,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
 
         Args:
             start: The first position, counted in the current epoch; the batch may continue in the
-                next one. An integer or, under a transformation, a traced int32.
+                next one. An integer or, under a transformation, a traced one.
             size: Rows over all processes, a multiple of the row shards.
             key: With `shuffle`, takes an order that depends only on the key, in which positions
                 wrap around. By default, the order is that of the source.
@@ -277,27 +293,33 @@ class Source(nnx.Module, Generic[Config, Opened]):
     def record_indices_at(
         self, start: int | jax.Array, size: int, key: jax.Array | None = None
     ) -> jax.Array:
-        """The numbers of the records that `get_batch_at` takes: `[size]` int32; traceable."""
+        """The numbers of the records that `get_batch_at` takes: `[size]` int32; traceable.
+
+        In a split of 2**31 records and more, they are `[size]` int64 if `jax_enable_x64` is on,
+        else `[size, 2]` uint32, for `join_words`; and `start` may be such words `[2]`, too.
+        """
         require(self.name, size=size)
         numbers = self._selection(start, size, key).record_numbers()
         if isinstance(numbers, jax.Array):
             return numbers
         with OwnContext(device_of(self.sharding)):
-            return jax.device_put(numbers.astype(np.int32))
+            return jax.device_put(as_device_numbers(numbers, self.length))
 
     def _selection(self, start: int | jax.Array, size: int, key: jax.Array | None) -> Selection:
-        require(self.name, start=start, key=key)
+        words = is_wide(self.length) and are_words(start)
+        require(self.name, key=key, **({} if words else {"start": start}))
         epoch = self.cursor.epoch
         if _traced(start, key):
             return self.sampler.traced_positions(epoch, start, size, key)
-        return self.sampler.positions(epoch, int(start), size, key)
+        first = int(join_words(start)) if words else int(start)
+        return self.sampler.positions(epoch, first, size, key)
 
     def get_records(self, indices: Any) -> dict[str, Any]:
         """Returns records by their stored numbers; traceable if the source is eager.
 
         Args:
-            indices: `[n]` integers in `[0, N)`, `n` a multiple of the row shards. Traced ones are
-                not checked.
+            indices: `[n]` integers in `[0, N)`, or words `[n, 2]` as `join_words` takes them; `n`
+                a multiple of the row shards. Traced ones are not checked.
 
         Returns:
             Arrays `[n, ...]`; under a transformation, without the `host_keys`.
@@ -430,7 +452,8 @@ class Source(nnx.Module, Generic[Config, Opened]):
 
     def _pair(self, cursor: Cursor) -> tuple[Any, Any]:
         """The cursor as the variables hold it: integers, or arrays if a transfer guard is set."""
-        return tuple(as_arguments((cursor.epoch, cursor.index), self.sharding))
+        index = as_device_numbers(cursor.index, self.length)
+        return tuple(as_arguments((cursor.epoch, index), self.sharding))
 
     def _settle(self) -> None:
         """Puts the variables where a compiled step leaves them. Otherwise the second step would

@@ -26,7 +26,7 @@ class BatchExtras(NamedTuple):
 
     real: Any  # [], the number of rows that are records
     keys: Any  # [batch_size, 2], for random stages
-    numbers: Any  # [batch_size], the record numbers; N stands for padding
+    numbers: Any  # [batch_size], or [batch_size, 2] words: the record numbers; N for padding
 
 
 def through_stages(
@@ -44,7 +44,10 @@ def through_stages(
     batch = graph.apply(stages, batch, None if rows.keys is None else placed(rows.keys))
     if rows.numbers is None:
         return batch
-    numbers = rows.numbers if rows.real is None else jnp.where(every < rows.real, rows.numbers, -1)
+    numbers = rows.numbers
+    if rows.real is not None:
+        is_record = (every < rows.real).reshape(-1, *[1] * (numbers.ndim - 1))
+        numbers = jnp.where(is_record, numbers, ~jnp.zeros_like(numbers))  # -1, also as two words
     return batch | {NUMBER: placed(numbers)}
 
 
