@@ -1,5 +1,7 @@
 """Splits of 2**31 records and more: everything that numbers records, positions and epochs."""
 
+import json
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -17,6 +19,7 @@ from datarax_tfds import (
     Cursor,
     Pipeline,
     TFDSEagerSource,
+    audit,
     from_tfds,
     join_words,
     prefetch_to_device,
@@ -25,7 +28,8 @@ from datarax_tfds.order.block_order import BlockOrder
 from datarax_tfds.order.cursor import Schedule
 from datarax_tfds.order.keys import epoch_key
 from datarax_tfds.order.order import Order
-from datarax_tfds.order.sampler import Sampler
+from datarax_tfds.order.sampler import BatchAt, Sampler
+from datarax_tfds.state.state import Identity, to_state
 
 SIZES = [2**31 - 1, 2**31, 2**31 + 1, 3 * 10**9, 2**32 - 1, 2**32, 2**32 + 5, 10**15, 2**61]
 STORED = 97  # records of the dataset in whose place a wide split stands
@@ -42,7 +46,7 @@ class RepeatedFiles:
     def __len__(self) -> int:
         return self._length
 
-    def check(self, *_: int) -> Iterator[Any]:
+    def build_indexes(self, *_: int) -> Iterator[Any]:
         return iter(())
 
     def read(self, numbers: np.ndarray) -> list[bytes]:
@@ -307,3 +311,57 @@ def test_blocks_are_dealt_out_once_wherever_they_lie(length):
         assert 0 <= numbers.min() <= numbers.max() < length
         blocks = np.unique(numbers // 1000)
         assert len(blocks) <= 12  # three windows hold the positions
+
+
+def log_of(name: str, length: int, remainder: str, size: int, cursor: Cursor, steps: int) -> Any:
+    """The lines of a run, each with the numbers of a few rows of its batch, and its end."""
+    order = Order(length, 5)
+    identity = Identity(
+        dataset="model/1.0.0", split=f"train[0:{length}]", records=length, fingerprint="0",
+        features="0", shuffle=True, seed=5, remainder=remainder, order=order.version,
+    )  # fmt: skip
+    lines = [{"begins": {"format": 1, "batch_size": size, "state": to_state(cursor, identity)}}]
+    schedule = Schedule(length, size, remainder)
+    for _ in range(steps):
+        batch = BatchAt(order, schedule, cursor, seed=5)
+        rows = batch.record_numbers(slice(0, 3)).tolist()
+        cursor = schedule.after(cursor)
+        lines.append({"at": [cursor.epoch, cursor.index], "rows": [[0, rows]]})
+    return [json.dumps({"run": name} | line) for line in lines], cursor
+
+
+@pytest.mark.parametrize("remainder", ["wrap", "drop", "pad"])
+@pytest.mark.parametrize("length", [3 * 10**9, 2**32 + 5])
+def test_an_audit_takes_memory_for_batches_and_not_for_records(length, remainder):
+    size = 40_000_001
+    first, end = log_of("first", length, remainder, size, Cursor(), 2 * length // size)
+    again, _ = log_of("again", length, remainder, size, end, 3)
+    assert audit(first, again).sound
+    tracemalloc.start()
+    try:
+        found = audit(first, first, first)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.sound, found
+    assert found.reached == end
+    assert end.epoch >= 1
+    assert sum(span.stop - span.start for span in found.left_out) == (
+        end.epoch * (length % size) if remainder == "drop" else 0
+    )
+    assert peak < 20 << 20  # the records would need gigabytes
+
+
+def test_an_audit_names_what_is_lost_twice_or_wrong_beyond_31_bits():
+    length, size = 3 * 10**9, 10**8
+    first, end = log_of("first", length, "wrap", size, Cursor(), 25)
+    beyond = Cursor(0, end.index + size)
+    lost, _ = log_of("later", length, "wrap", size, beyond, 2)
+    found = audit(first, lost)
+    assert found.lost == ((0, end.index, beyond.index),)
+    assert found.numbers(found.lost[0]._replace(stop=end.index + 2)) == expected(
+        length, 0, end.index, end.index + 2
+    )
+    wrong = [json.loads(line) for line in first]
+    wrong[24]["rows"][0][1][2] -= 2**32  # as if it had been cut to 32 bits
+    assert len(audit([json.dumps(line) for line in wrong]).wrong) == 1

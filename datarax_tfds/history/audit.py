@@ -2,14 +2,15 @@
 
 import itertools
 import os
-from collections import defaultdict
+from array import array
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from datarax_tfds.history.log_reader import LoggedRun, read_runs, require_one_job
+from datarax_tfds.history.log_reader import Beginning, read_lines, require_one_job
 from datarax_tfds.order.block_order import BlockOrder
 from datarax_tfds.order.cursor import Cursor, Schedule, Span
 from datarax_tfds.order.order import Order
@@ -109,6 +110,9 @@ def audit(*logs: Iterable[str], subject: str = "audit") -> Audit:
     of the previous run after that checkpoint are not counted, because the restored model was not
     trained on them.
 
+    The logs are read line by line. The memory is 16 bytes for each batch of the job, and what is
+    needed to list the faults; the numbers of logs and records do not count.
+
     Args:
         *logs: The lines of each file that `CursorLog` wrote, that of process 0 first.
         subject: The beginning of error messages.
@@ -125,11 +129,21 @@ def audit(*logs: Iterable[str], subject: str = "audit") -> Audit:
             path=os.fspath(paths[0]),
             fix="pass the open file, as audit(open(path)), or run: datarax-tfds audit PATH",
         )
-    runs: dict[str, list[LoggedRun]] = {}
+    runs: dict[str, _Run] = {}
+    job: Mapping[str, Any] | None = None
     for number, log in enumerate(logs, start=1):
-        for name, run in read_runs(log, f"{subject}, log {number}").items():
-            runs.setdefault(name, []).append(run)
-    if not runs:
+        steps: dict[str, int] = {}
+        for line in read_lines(log, f"{subject}, log {number}"):
+            if line.begins is not None:
+                job = job or line.begins.state
+                require_one_job(job, line.begins.state, subject)
+                runs.setdefault(line.run, _Run(line.begins))
+                steps[line.run] = 0
+            elif line.at is not None:
+                runs[line.run].note(steps[line.run], line.at, line.rows)
+                steps[line.run] += 1
+            runs[line.run].corrupt |= line.corrupt
+    if job is None:
         raise refused(
             ValueError,
             subject,
@@ -137,12 +151,66 @@ def audit(*logs: Iterable[str], subject: str = "audit") -> Audit:
             logs=len(logs),
             fix="pass the lines of files that a CursorLog wrote",
         )
-    fields = [run.state for some in runs.values() for run in some]
-    require_one_job(fields, subject)
-    history = _History(fields[0])
-    for some in runs.values():
-        history.replay(some)
+    history = _History(job)
+    for run in runs.values():
+        history.replay(run)
     return history.audited(len(runs))
+
+
+class _Run:
+    """What the logs of one run hold: 16 bytes a batch, however many logs and records there are.
+
+    The cursors are those of the first log. Other logs are compared with it as they are read, and
+    the record numbers with those of the order.
+    """
+
+    def __init__(self, begins: Beginning):
+        fields = begins.state
+        self.begin = Cursor(fields["epoch"], fields["index"])
+        self._order = _order_of(fields)
+        self.schedule = Schedule(
+            fields["records"], begins.batch_size, fields["remainder"], self._order.strata
+        )
+        self.corrupt: dict[int, int] = {}
+        self.wrong: dict[tuple[Cursor, str], None] = {}  # many logs may say the same
+        self._epochs, self._indexes = array("q"), array("q")
+
+    def __iter__(self) -> Iterator[Cursor]:
+        """The cursor after each batch."""
+        return map(Cursor, self._epochs, self._indexes)
+
+    def note(self, step: int, at: Cursor, rows: list[tuple[int, list[int]]]) -> None:
+        """Adds what one process logged after a step."""
+        before = Cursor(self._epochs[step - 1], self._indexes[step - 1]) if step else self.begin
+        if step == len(self._epochs):
+            self._epochs.append(at.epoch)
+            self._indexes.append(at.index)
+        after = Cursor(self._epochs[step], self._indexes[step])
+        if at != after:
+            self.wrong[before, f"one log has {at} where another has {after}"] = None
+        if rows:
+            while (following := self.schedule.after(before)) < after:
+                before = following
+            if following == after:
+                self._compare(before, rows)
+
+    def _compare(self, cursor: Cursor, rows: list[tuple[int, list[int]]]) -> None:
+        """Compares the logged record numbers of a batch with those of the order."""
+        batch = BatchAt(self._order, self.schedule, cursor, seed=0)
+        for start, found in rows:
+            numbers = batch.record_numbers(slice(start, start + len(found)))
+            wanted = np.where(numbers < self.schedule.length, numbers, -1).tolist()
+            if found != wanted:
+                row = next(
+                    (n for n, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b),
+                    min(len(found), len(wanted)),
+                )
+                first = next(self.schedule.spans(cursor))
+                sentence = (
+                    f"epoch {first.epoch}, batch from position {first.start}, row"
+                    f" {start + row}: record {found[row : row + 1]}, not {wanted[row : row + 1]}"
+                )
+                self.wrong[Cursor(first.epoch, first.start), sentence] = None
 
 
 class _History:
@@ -150,29 +218,21 @@ class _History:
 
     def __init__(self, fields: Mapping[str, Any]):
         self._length: int = fields["records"]
-        self._remainder = fields["remainder"]
         self._order = _order_of(fields)
-        self._delivered: list[Span] = []
+        self._delivered: list[Span] = []  # adjacent ones are joined
         self._left_out: list[Span] = []
         self._wrong: list[tuple[Cursor, str]] = []
         self._replaced: list[Replaced] = []
         self._reached = Cursor()
 
-    def replay(self, logs: list[LoggedRun]) -> None:
-        """Adds a run, from the logs that one or several processes wrote of it."""
-        longest = max(logs, key=lambda run: len(run.notes))
-        size, strata = longest.batch_size, self._order.strata
-        schedule = Schedule(self._length, size, self._remainder, strata)
-        corrupt = {number: by for run in logs for number, by in run.corrupt.items()}
-        cursor = Cursor(longest.state["epoch"], longest.state["index"])
+    def replay(self, run: _Run) -> None:
+        """Adds a run."""
+        cursor = run.begin
         self._take_back(cursor)
-        for step, (after, _) in enumerate(longest.notes):
-            noted = [run.notes[step] for run in logs if step < len(run.notes)]
-            told = sorted({other for other, _ in noted} - {after})
-            self._wrong += [
-                (cursor, f"one log has {other} where another has {after}") for other in told
-            ]
-            cursor = self._deliver(schedule, cursor, after, [rows for _, rows in noted], corrupt)
+        for after in run:
+            self._deliver(run, cursor, after)
+            cursor = after
+        self._wrong += run.wrong
         self._reached = cursor
 
     def audited(self, runs: int) -> Audit:
@@ -181,10 +241,9 @@ class _History:
         delivered, left_out = _by_epoch(self._delivered), _by_epoch(self._left_out)
         for epoch in range(end.epoch + (end.index > 0)):
             stop = self._length if epoch < end.epoch else end.index
-            counts = self._counts(delivered[epoch])[:stop]
-            meant = self._counts(left_out[epoch])[:stop]
-            lost += _spans(epoch, (counts + meant) < 1)
-            twice += _spans(epoch, counts > 1)
+            meant = delivered[epoch] + left_out[epoch]
+            lost += _held(meant, epoch, stop, lambda times: times < 1)
+            twice += _held(delivered[epoch], epoch, stop, lambda times: times > 1)
         return Audit(
             records=self._length,
             reached=end,
@@ -213,36 +272,34 @@ class _History:
             lost for lost in self._replaced if Cursor(lost.epoch, lost.position) < cursor
         ]
 
-    def _deliver(
-        self,
-        schedule: Schedule,
-        cursor: Cursor,
-        after: Cursor,
-        rows: list[list[Any] | None],
-        corrupt: Mapping[int, int],
-    ) -> Cursor:
-        """Adds the batches between two cursors, and returns the second one."""
+    def _deliver(self, run: _Run, cursor: Cursor, after: Cursor) -> None:
+        """Adds the batches between two cursors."""
+        schedule = run.schedule
         while cursor < after:
             spans = list(schedule.spans(cursor))
             following = schedule.after(cursor)
-            self._delivered += spans
-            if corrupt:
-                self._replace(spans, corrupt)
-            settled = schedule.normalized(cursor)
-            if settled != cursor:
+            self._add(spans)
+            if run.corrupt:
+                self._replace(spans, run.corrupt)
+            if schedule.normalized(cursor) != cursor:
                 self._left_out.append(Span(cursor.epoch, cursor.index, self._length))
             last = spans[-1]
             if following.epoch > last.epoch and last.stop < self._length:
                 self._left_out.append(Span(last.epoch, last.stop, self._length))
-            if following == after:
-                self._compare(BatchAt(self._order, schedule, cursor, seed=0), rows)
             cursor = following
         if cursor != after:
             # The log goes backwards, or has batches of another size.
             problem = f"no batch ends at {after}: the batch before it ends at {cursor}"
             self._take_back(after)
             self._wrong.append((after, problem))
-        return after
+
+    def _add(self, spans: list[Span]) -> None:
+        for span in spans:
+            last = self._delivered[-1] if self._delivered else None
+            if last is not None and last.epoch == span.epoch and last.stop == span.start:
+                self._delivered[-1] = last._replace(stop=span.stop)
+            else:
+                self._delivered.append(span)
 
     def _replace(self, spans: list[Span], corrupt: Mapping[int, int]) -> None:
         """Adds the corrupt records at the positions of a batch."""
@@ -250,32 +307,6 @@ class _History:
             for position, number in enumerate(self._order.host_numbers(*span).tolist(), span.start):
                 if number in corrupt:
                     self._replaced.append(Replaced(span.epoch, position, number, corrupt[number]))
-
-    def _compare(self, batch: BatchAt, rows: list[list[Any] | None]) -> None:
-        """Compares the logged record numbers of a batch with those of the order."""
-        numbers = batch.record_numbers()
-        expected = np.where(numbers < self._length, numbers, -1)
-        first = next(batch.schedule.spans(batch.cursor))
-        for start, found in itertools.chain.from_iterable(filter(None, rows)):
-            wanted = expected[start : start + len(found)].tolist()
-            if found != wanted:
-                row = next(
-                    (n for n, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b),
-                    min(len(found), len(wanted)),
-                )
-                sentence = (
-                    f"epoch {first.epoch}, batch from position {first.start}, row"
-                    f" {start + row}: record {found[row : row + 1]}, not {wanted[row : row + 1]}"
-                )
-                self._wrong.append((Cursor(first.epoch, first.start), sentence))
-
-    def _counts(self, spans: list[Span]) -> np.ndarray:
-        """The number of spans that hold each position: `[N]`."""
-        edges = np.zeros(self._length + 1, np.int64)
-        for span in spans:
-            edges[span.start] += 1
-            edges[span.stop] -= 1
-        return np.cumsum(edges)[:-1]
 
 
 def _order_of(fields: Mapping[str, Any]) -> RecordOrder:
@@ -294,8 +325,21 @@ def _by_epoch(spans: Iterable[Span]) -> defaultdict[int, list[Span]]:
     return found
 
 
-def _spans(epoch: int, marks: np.ndarray) -> Iterator[Span]:
-    """The ranges of marked positions."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], marks.astype(np.int8), [0]])))
-    for start, stop in edges.reshape(-1, 2).tolist():
-        yield Span(epoch, start, stop)
+def _held(
+    spans: Iterable[Span], epoch: int, stop: int, wanted: Callable[[int], bool]
+) -> Iterator[Span]:
+    """The ranges of `[0, stop)` that a wanted number of the spans holds.
+
+    The memory is that of the spans, not of the positions.
+    """
+    changes = Counter({0: 0, stop: 0})
+    for span in spans:
+        changes[span.start] += 1
+        changes[span.stop] -= 1
+    places = sorted(place for place in changes if place <= stop)
+    times = itertools.accumulate(changes[place] for place in places)
+    ranges = zip(itertools.pairwise(places), times, strict=False)
+    for marked, group in itertools.groupby(ranges, lambda each: wanted(each[1])):
+        if marked:
+            limits = [each for each, _ in group]
+            yield Span(epoch, limits[0][0], limits[-1][1])

@@ -1,40 +1,48 @@
-"""Reads the runs of a job from the lines of its cursor logs."""
+"""Reads the lines of cursor logs."""
 
 import json
 import operator
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from datarax_tfds.order.cursor import Cursor
 from datarax_tfds.state import state
 from sharding.checks import refused
 
 
-@dataclass
-class LoggedRun:
-    """What one process logged of one run.
-
-    Args:
-        batch_size: The rows of a batch.
-        state: The saved state at the beginning.
-        notes: The cursor after each batch, with the record numbers of its rows if they were logged.
-        corrupt: The corrupt records, with their replacements.
-    """
+class Beginning(NamedTuple):
+    """What a run begins with: the rows of a batch, and the saved state."""
 
     batch_size: int
     state: Mapping[str, Any]
-    notes: list[tuple[Cursor, list[Any] | None]] = field(default_factory=list)
-    corrupt: dict[int, int] = field(default_factory=dict)
 
 
-def read_runs(lines: Iterable[str], subject: str) -> dict[str, LoggedRun]:
-    """The runs in a log, by name, in their order. The last line of a run may be cut short.
+class Line(NamedTuple):
+    """A line of a log.
+
+    Args:
+        run: The name of the run.
+        begins: The beginning of the run, in its first line only.
+        at: The cursor after a batch; None in the first line.
+        rows: The record numbers of some rows of that batch: the first row, and the numbers.
+        corrupt: The corrupt records that were found, with their replacements.
+    """
+
+    run: str
+    begins: Beginning | None
+    at: Cursor | None
+    rows: list[tuple[int, list[int]]]
+    corrupt: dict[int, int]
+
+
+def read_lines(lines: Iterable[str], subject: str) -> Iterator[Line]:
+    """Yields the lines of a log one by one. The last line of a run may be cut short.
 
     Raises:
         ValueError: A line was not written by a `CursorLog`.
     """
-    runs: dict[str, LoggedRun] = {}
+    begun: dict[str, Beginning] = {}
     cut: Exception | None = None  # the error of a line cut short, which only a new run may follow
     for number, line in enumerate(filter(str.strip, lines), start=1):
         try:
@@ -43,43 +51,46 @@ def read_runs(lines: Iterable[str], subject: str) -> dict[str, LoggedRun]:
             if cut is not None and begins is None:
                 raise cut
             cut = None
-            name = fields["run"]
-            if begins is None:
-                epoch, index = map(operator.index, fields["at"])
-                runs[name].notes.append((Cursor(epoch, index), fields.get("rows")))
-            else:
-                read = _FORMATS[begins["format"]]
-                runs[name] = read(begins, f"{subject}, line {number}")
-            for corrupt, by in fields.get("corrupt", ()):
-                runs[name].corrupt[operator.index(corrupt)] = operator.index(by)
+            read = _read(fields, begun, f"{subject}, line {number}")
         except json.JSONDecodeError as error:
             if cut is not None:
                 raise cut from error
             cut = _refused(subject, number, error)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            continue
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             if error is cut:
                 raise
             raise _refused(subject, number, error) from error
-    return runs
+        yield read
 
 
-def require_one_job(states: Iterable[Mapping[str, Any]], subject: str) -> None:
-    """Raises a `ValueError` if states are of different data or orders."""
-    first, *others = states
-    for other in others:
-        apart = [name for name in state.IDENTITY if other[name] != first[name]]
-        if apart:
-            raise refused(
-                ValueError,
-                subject,
-                f"the logs differ in {', '.join(apart)}.",
-                **{name: f"{first[name]!r} and {other[name]!r}" for name in apart},
-                fix="audit the logs of one job at a time",
-            )
+def _read(fields: Mapping[str, Any], begun: dict[str, Beginning], where: str) -> Line:
+    name, begins, at = fields["run"], fields.get("begins"), None
+    if begins is None:
+        epoch, index = array("q", map(operator.index, fields["at"]))  # or an OverflowError
+        at = Cursor(epoch, index)
+        begun[name]  # or a KeyError
+    else:
+        begun[name] = begins = _FORMATS[begins["format"]](begins, where)
+    corrupt = {operator.index(one): operator.index(by) for one, by in fields.get("corrupt", ())}
+    return Line(name, begins, at, fields.get("rows") or [], corrupt)
 
 
-def _read_format_1(begins: Mapping[str, Any], where: str) -> LoggedRun:
-    return LoggedRun(begins["batch_size"], state.validated(begins["state"], where))
+def require_one_job(first: Mapping[str, Any], other: Mapping[str, Any], subject: str) -> None:
+    """Raises a `ValueError` if two states are of different data or orders."""
+    apart = [name for name in state.IDENTITY if other[name] != first[name]]
+    if apart:
+        raise refused(
+            ValueError,
+            subject,
+            f"the logs differ in {', '.join(apart)}.",
+            **{name: f"{first[name]!r} and {other[name]!r}" for name in apart},
+            fix="audit the logs of one job at a time",
+        )
+
+
+def _read_format_1(begins: Mapping[str, Any], where: str) -> Beginning:
+    return Beginning(begins["batch_size"], state.validated(begins["state"], where))
 
 
 # Each new format of logs gets a function here, and the old functions stay.
