@@ -575,6 +575,13 @@ STAGES = [
         stepped(lambda batch: {"image": batch["image"]}),
     ),
     Row(
+        "stage 0 (<lambda>) must return a dict of arrays, but its 'split' is not an array.",
+        "return numbers as 'split', or leave it out",
+        stepped(lambda batch: batch | {"split": "train"}),
+        stepped(lambda batch: batch | {"split": 0}),
+        stepped(lambda batch: batch),
+    ),
+    Row(
         "the stage asks for 'imag', which its batch does not have.",
         "use 'image'",
         stepped(lambda batch: {"x": batch["imag"]}),

@@ -140,7 +140,8 @@ STAGES = [
 RETURNED = [
     *[(stage, TypeError) for stage in
       (lambda batch: None, lambda batch: batch["id"], lambda batch: list(batch.values()),
-       lambda batch: (batch,), lambda batch: 5, lambda batch: "batch")],
+       lambda batch: (batch,), lambda batch: 5, lambda batch: "batch",
+       lambda batch: {"split": "train"}, lambda batch: {"x": {"y": object()}})],
 ]  # fmt: skip
 
 REMAINDERS = ["keep", "", None, True, 0, "Wrap", ["wrap"], "drop_remainder"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax import lax
 from jax import numpy as jnp
@@ -16,6 +17,9 @@ from sharding.checks import nearest, refused
 Batch = dict[str, Any]
 Stage = Callable[..., Batch]
 
+# What a compiled function can return, a tracer included. Not `jax.typing.ArrayLike`, of which a
+# tracer is no instance in Python 3.11.
+_ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 _KEYS = "keys"  # a stage with this parameter gets a key for each record
 
 
@@ -64,7 +68,11 @@ class StageGraph:
                     fix="return a dict, as {'image': batch['image']}",
                 )
             results.append(result)
-        return batch if self.sink is None else results[self.sink]
+        if self.sink is None:
+            return batch
+        described = _described(self.names[self.sink], stages[self.sink])
+        _require_arrays(results[self.sink], described)
+        return results[self.sink]
 
 
 def are_random(stages: Sequence[Stage]) -> bool:
@@ -100,6 +108,20 @@ def _described(name: str, stage: Stage) -> str:
     place = name.removeprefix("stages[").removesuffix("]") if name.startswith("stages[") else name
     function = getattr(stage, "__name__", type(stage).__name__)
     return f"stage {place} ({function})"
+
+
+def _require_arrays(batch: Batch, described: str) -> None:
+    """Refuses a batch with values that a compiled function cannot return, such as text."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(dict(batch)):
+        if not isinstance(leaf, _ARRAYS):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise refused(
+                TypeError,
+                "Pipeline",
+                f"{described} must return a dict of arrays, but its {name!r} is not an array.",
+                returned=type(leaf).__name__,
+                fix=f"return numbers as {name!r}, or leave it out",
+            )
 
 
 def _kind_of(result: Any) -> str:
