@@ -88,9 +88,9 @@ class TFDSStreamingSource(Source[TFDSStreamingConfig, StreamingRecords]):
     """Leaves the records of a split on disk, and decodes them before they are needed.
 
     It gives the same batches and state as a `TFDSEagerSource`, bit for bit, unless `access` is
-    `"sequential"`: a run may begin with one and continue with the other. Each record is read
-    directly from its place in its file. So the shuffle is of the whole split, and a resume costs
-    the same anywhere in it.
+    `"sequential"`, as it is by default in an object store: a run may begin with one and continue
+    with the other. Each record is read directly from its place in its file. So the shuffle is of
+    the whole split, and a resume costs the same anywhere in it.
 
         source = TFDSStreamingSource(
             TFDSStreamingConfig(name="imagenet2012", split="train", shuffle=True, map_fn=crop)
@@ -126,8 +126,8 @@ class TFDSStreamingSource(Source[TFDSStreamingConfig, StreamingRecords]):
         with extend_deadlines(f"finding records of {self.name}", measured=True) as advance:
             for _ in progress:
                 advance()
-        if self.config.access == "sequential":
-            reader.read_blocks(self.config.block_size, self.config.shuffle_buffer_size)
+        if self._block_size is not None:
+            reader.read_blocks(self._block_size, self.config.shuffle_buffer_size)
         return StreamingRecords(
             reader,
             batch=self.sharding,
@@ -139,10 +139,8 @@ class TFDSStreamingSource(Source[TFDSStreamingConfig, StreamingRecords]):
         return False
 
     def _ordered(self, seed: int | None) -> RecordOrder:
-        if seed is not None and self.config.access == "sequential":
-            return BlockOrder(
-                self.length, seed, self.config.block_size, self.config.shuffle_buffer_size
-            )
+        if seed is not None and self._block_size is not None:
+            return BlockOrder(self.length, seed, self._block_size, self.config.shuffle_buffer_size)
         if self.config.strata is not None:
             return StrataOrder(self.length, seed, self.config.strata)
         return Order(self.length, seed)

@@ -43,7 +43,7 @@ def read(u, *names, name="tiny", data_dir=DATASETS, fault=lambda _: None, **vari
 def changed(u, change, undo=lambda store, before: None, anew=False):
     """Reads while the store changes, and is put back; perhaps by a new source."""
     with serving(u) as store:
-        source = u.stream(name="tiny", data_dir=DATASETS)
+        source = u.stream(name="tiny", data_dir=DATASETS, access="random")
         source.get_batch(1)
         before = store.objects[SHARD]
         change(store)

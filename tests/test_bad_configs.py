@@ -79,7 +79,7 @@ STREAMING_FIELDS = [
     *[("max_corrupt_records", value, "must be an integer of at least 0")
       for value in (-1, 0.5, True, "1", None)],
     *[("block_size", value, "must be an integer of at least 1")
-      for value in (0, -8, 8.0, "8", True, None, [8])],
+      for value in (0, -8, 8.0, "8", True, [8])],
 ]  # fmt: skip
 
 UNKNOWN_FIELDS = [

@@ -1,5 +1,7 @@
 """Datasets in stores of objects: the same batches and states as from a disk, under every fault."""
 
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +24,8 @@ from datarax_tfds import (
     TFDSStreamingSource,
     TrustError,
 )
+from datarax_tfds.files.record_index import index_content
+from datarax_tfds.files.stored_object import version_of
 from datarax_tfds.stores import object_store
 from datarax_tfds.stores.object_path import ObjectPath
 
@@ -68,7 +72,7 @@ def impatient(monkeypatch):
 
 
 def stream(data_dir, name="tiny", **fields):
-    fields = {"split": "train", "shuffle": True} | fields
+    fields = {"split": "train", "shuffle": True, "access": "random"} | fields
     return TFDSStreamingSource(TFDSStreamingConfig(name=name, data_dir=str(data_dir), **fields))
 
 
@@ -250,6 +254,33 @@ class TestFaults:
         equal(batches(stream(DATASETS)), batches(stream(data_dir)))
 
 
+class TestBlocks:
+    def test_a_store_is_read_in_blocks_of_bytes_unless_one_asks_for_single_records(
+        self, store, data_dir
+    ):
+        remote = stream(DATASETS, access="auto")
+        order = remote.get_state()["order"]
+        size = int(re.search(r"blocks of (\d+)", str(order))[1])
+        assert size == 97  # of 200 bytes: a block has 2 MiB, or all records
+        disk = stream(data_dir, access="sequential", block_size=size)
+        assert disk.get_state() == remote.get_state()
+        equal(batches(remote), batches(disk))
+        local = stream(data_dir, access="auto")
+        assert local.get_state() == stream(data_dir).get_state()
+
+    def test_a_block_takes_one_request(self, store, data_dir):
+        source = stream(DATASETS, access="auto", block_size=8, shuffle_buffer_size=32)
+        batches(source, 1, 1)
+        store.requests.clear()
+        batches(source, 6, 16)
+        reads = store.count("read", TRAIN)
+        assert reads <= 12 + 3  # 13 blocks, of which three lie in two shards; some are there
+        disk = stream(data_dir, access="sequential", block_size=8, shuffle_buffer_size=32)
+        batches(disk, 1, 1)
+        batches(disk, 6, 16)
+        equal(batches(source, 2), batches(disk, 2))
+
+
 class TestTrust:
     def test_metadata_that_name_code_are_refused(self, store):
         name = "datasets/tiny/1.0.0/features.json"
@@ -317,3 +348,33 @@ class TestRequests:
         store.requests.clear()
         batches(source, 1, 8)
         assert store.count("read") == 1  # eight neighbours
+
+    def test_ten_thousand_objects_are_not_looked_at_one_by_one(self, store, data_dir):
+        many_objects(store, 10_000)
+        source = stream(DATASETS, "tiny_many", prefetch_buffer=0)
+        assert len(source) == 10_000
+        assert store.count("list") <= 3 * 21  # a thousand names in each
+        assert store.count("stat") <= 4  # of the records that show what a record is
+        store.requests.clear()
+        batches(source, 1, 16)
+        assert store.count("list") == 0
+        assert len(store.requests) <= 3 * 16  # generation, index and record of each
+
+
+def many_objects(store: FaultyStore, count: int) -> None:
+    """The tiny dataset again, with one record in each of many objects, which have indexes."""
+    source, target = "datasets/tiny/1.0.0", "datasets/tiny_many/1.0.0"
+    shard = store.objects[f"{source}/{FIRST}"]
+    record = shard[: 16 + int.from_bytes(shard[:8], "little")]
+    store.objects[f"{target}/features.json"] = store.objects[f"{source}/features.json"]
+    info = json.loads(store.objects[f"{source}/dataset_info.json"])
+    info["name"] = "tiny_many"
+    info["splits"] = [each for each in info["splits"] if each["name"] == "train"]
+    info["splits"][0] |= {"shardLengths": ["1"] * count, "numBytes": str(count * len(record))}
+    store.objects[f"{target}/dataset_info.json"] = json.dumps(info).encode()
+    generation = object_store.generation(ObjectPath.parse(f"{DATASETS}/tiny/1.0.0/{FIRST}"))
+    index = index_content(np.array([0, len(record)]), version_of(generation, len(record)))
+    for number in range(count):
+        name = f"tiny_many-train.tfrecord-{number:05}-of-{count:05}"
+        store.objects[f"{target}/{name}"] = record
+        store.objects[f"{target}/.record_index/{name}"] = index

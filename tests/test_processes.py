@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import launch_local
 import numpy as np
+import object_servers
 import pytest
 import tfds_datasets
 from checkout import GUARD_S, WORKERS, run
@@ -50,16 +51,36 @@ def expected_batches() -> list[dict[str, np.ndarray]]:
 @pytest.mark.parametrize(("count", "meshes"), [(1, 1), (2, 5), (4, 2)])
 def test_every_device_holds_its_rows_on_any_number_of_processes(count, meshes, data_dir, tmp_path):
     run(count, "serve.py", data_dir, tmp_path, logs=tmp_path)
-    expected = expected_batches()
-    for process in range(count):
-        notes = json.loads((tmp_path / f"{process}.json").read_text())
+    for notes in require_expected(count, tmp_path):
         assert len(notes) == 4 * meshes + (count == 2)  # sources on each mesh; random stages
+
+
+def require_expected(count, directory):
+    """Compares the rows that each process has noted with the promise; returns all notes."""
+    expected = expected_batches()
+    every = [json.loads((directory / f"{process}.json").read_text()) for process in range(count)]
+    for notes in every:
         for case, steps in notes.items():
             for step, slices in enumerate(steps):
                 assert slices, case
                 for name, start, stop, checksum in slices:
                     rows = expected[step][name][start:stop]
                     assert zlib.crc32(rows.tobytes()) == checksum, (case, step, name)
+    return every
+
+
+@pytest.mark.parametrize("scheme", ["gs", "s3"])
+def test_processes_read_from_a_store_what_they_read_from_a_disk(
+    scheme, data_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    server = object_servers.gcs(tmp_path / "gcs") if scheme == "gs" else object_servers.s3()
+    datasets = f"{scheme}://{object_servers.BUCKET}/datasets"
+    with server as variables, object_servers.environment(**variables):
+        for name in ("tiny", "tiny_array", "tiny_one", "tiny_uneven"):
+            object_servers.upload(data_dir / name, f"{datasets}/{name}")
+        run(2, "serve.py", datasets, tmp_path, logs=tmp_path)
+    require_expected(2, tmp_path)
 
 
 def test_the_former_name_of_fail_fast_still_works():

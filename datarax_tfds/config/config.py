@@ -16,7 +16,7 @@ from datarax_tfds.config.fields import (
 )
 from sharding.checks import refused
 
-Access = Literal["random", "sequential"]
+Access = Literal["random", "sequential", "auto"]
 LayoutChoice = Literal["auto", "replicated", "sharded"]
 
 # What a field decides; without this metadata, it decides what is read and how.
@@ -241,8 +241,11 @@ class TFDSStreamingConfig(_SourceConfig):
         seed: The seed of the order and of a random `map_fn`, in `[0, 2**32)`.
         access: `random` reads record by record, and shuffles the whole split. `sequential` is for
             stores where small reads are slow: it reads blocks of consecutive records in random
-            order, and shuffles `shuffle_buffer_size` records at a time.
-        block_size: With `access="sequential"`, the number of consecutive records read at once.
+            order, and shuffles `shuffle_buffer_size` records at a time. `auto` is `sequential` for
+            a `data_dir` in an object store, and `random` for a file system: set another value for
+            the same batches from both.
+        block_size: With `access="sequential"`, the number of consecutive records read at once, by
+            default 8. With `auto` in an object store, as many as have about 2 MiB on average.
         map_fn: See `TFDSEagerConfig`. It may also be random: `map_fn(record, seed)` gets an
             int32[2] for `tf.random.stateless_*`, which is the same for the same record in the same
             epoch, on any number of hosts and after any resume. The seed goes to the parameter named
@@ -262,8 +265,8 @@ class TFDSStreamingConfig(_SourceConfig):
     prefetch_buffer: int = 2
     local_files_only: bool = False
     seed: int = field(default=42, metadata=_ORDER)
-    access: Access = "random"
-    block_size: int = 8
+    access: Access = "auto"
+    block_size: int | None = None
 
     def __post_init__(self):
         super().__post_init__()

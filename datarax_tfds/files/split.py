@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from datarax_tfds.config.config import AnyConfig
+from datarax_tfds.config.config import AnyConfig, TFDSEagerConfig
 from datarax_tfds.errors import DataLossError
 from datarax_tfds.files.formats import FORMATS, FileOpener
 from datarax_tfds.files.metadata_checks import require_inside
@@ -26,6 +26,10 @@ from sharding.checks import nearest, refused
 
 # So many files of a store are read at once. TensorStore has 32 requests under way by default.
 _REMOTE_THREADS = 32
+_BLOCK_RECORDS = 8
+# In a store, a request takes 30 ms whatever its size: 0.2 MB blocks of 25 kB records are read at
+# half of the speed of 1.6 MB blocks.
+_BLOCK_BYTES = 2 << 20
 _SPLIT_NAME = re.compile(r"\W.*", re.DOTALL)  # what follows the name of a split
 
 
@@ -42,6 +46,7 @@ class Split:
             versions. It looks at the size of each file.
         files: The serialized records by number.
         info: The `tfds.core.DatasetInfo`.
+        block_size: How many consecutive records to read at once; None to read each alone.
         copy: The copy of the metadata that `info` was read from, if they are in a store.
     """
 
@@ -51,6 +56,7 @@ class Split:
     earlier_fingerprints: Callable[[], tuple[str, ...]]
     files: RecordFiles
     info: Any
+    block_size: int | None
     copy: MetadataCopy | None = None
 
     def __len__(self) -> int:
@@ -134,8 +140,21 @@ def _split_of(prepared: Prepared, config: AnyConfig, subject: str) -> Split:
             reading_threads=_REMOTE_THREADS if remote else 0,
         ),
         info=info,
+        block_size=_block_size(config, [info.splits[name] for name in names], remote),
         copy=prepared.copy,
     )
+
+
+def _block_size(config: AnyConfig, parts: Sequence[Any], remote: bool) -> int | None:
+    if isinstance(config, TFDSEagerConfig) or config.access == "random":
+        return None
+    if config.access == "auto" and (not remote or config.strata is not None):
+        return None
+    if config.block_size is not None or config.access == "sequential":
+        return config.block_size or _BLOCK_RECORDS  # the same config gives the same order anywhere
+    records = sum(part.num_examples for part in parts)
+    mean_bytes = sum(part.num_bytes for part in parts) / records
+    return min(max(1, round(_BLOCK_BYTES / max(mean_bytes, 1))), records)
 
 
 def _stored(path: str, prepared: Prepared) -> PurePath:

@@ -120,6 +120,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
         self._info = nnx.static(split.info)
         self.earlier_fingerprints = nnx.static(split.earlier_fingerprints)
         self.length = len(split)
+        self._block_size = split.block_size
         self._configure(config, rngs, name)
         self.sampler = self._configured_sampler()
         self.choice: str | None = None

@@ -77,14 +77,21 @@ def shardings() -> dict[str, NamedSharding]:
 def source_of(name: str, layout: str, sharding: NamedSharding, **fields: Any) -> Any:
     fields |= {"name": name, "split": "train", "data_dir": DATA_DIR, "shuffle": True, "seed": 5}
     if layout.startswith("streaming"):
-        return TFDSStreamingSource(TFDSStreamingConfig(**fields), sharding=sharding)
+        # In a store, the default would be another order.
+        config = TFDSStreamingConfig(access="random", **fields)
+        return TFDSStreamingSource(config, sharding=sharding)
     return TFDSEagerSource(TFDSEagerConfig(layout=layout, **fields), sharding=sharding)
 
 
 def check_that_only_local_rows_are_read(sharding: NamedSharding) -> None:
     """Each once, though two devices of this process may hold the same."""
     config = TFDSStreamingConfig(
-        name="tiny", split="train", data_dir=DATA_DIR, shuffle=True, prefetch_buffer=0
+        name="tiny",
+        split="train",
+        data_dir=DATA_DIR,
+        shuffle=True,
+        prefetch_buffer=0,
+        access="random",
     )
     source = TFDSStreamingSource(config, sharding=sharding)
     read, numbers = RecordReader.read, []
