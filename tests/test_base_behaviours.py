@@ -366,8 +366,8 @@ class TestStreamingCache:
     def test_what_does_not_fit_is_read_again(self, data_dir, reads, monkeypatch, rows):
         from datarax_tfds.records import streaming as streaming_records
 
-        row_bytes = 4 + 4 + 5 * 4 * 3
-        free = 10 * (rows * row_bytes + 4 * N)  # it takes a tenth
+        row_bytes = 4 + 4 + 5 * 4 * 3 + 8  # with the number of its record
+        free = 10 * rows * row_bytes  # it takes a tenth
         monkeypatch.setattr(streaming_records, "free_host_bytes", lambda: free)
         source = self.source(data_dir)
         for epoch in range(3):

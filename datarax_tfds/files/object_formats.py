@@ -217,9 +217,12 @@ def _make_room(directory: Path, wanted: int, own: Set[str]) -> None:
     Raises:
         OSError: Our own copies need more.
     """
-    copies = sorted(
-        (copy.stat().st_mtime_ns, copy.stat().st_size, copy.name) for copy in directory.iterdir()
-    )
+    copies = []
+    for copy in directory.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process has removed it
+            status = copy.stat()
+            copies.append((status.st_mtime_ns, status.st_size, copy.name))
+    copies.sort()
     held = sum(size for _, size, _ in copies)
     bound = int(_DISK_FRACTION * (shutil.disk_usage(directory).free + held))
     for _, size, name in copies:

@@ -89,7 +89,12 @@ def file_names(directory: PurePath) -> set[str]:
         return set(names(directory))
     try:
         with os.scandir(directory) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
+            return {
+                entry.name
+                for entry in entries
+                # A loop of links is no file, and an error of `is_file`.
+                if (os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file())
+            }
     except (FileNotFoundError, NotADirectoryError):
         return set()
 

@@ -1,15 +1,9 @@
 """Paths of objects in a store, as `gs://bucket/directory/name`."""
 
-import os
 from pathlib import PurePosixPath
 from typing import Self
 
 SCHEMES = ("gs", "s3")
-
-
-def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether a path names a place in a store, and not in a file system."""
-    return isinstance(path, ObjectPath) or "://" in os.fspath(path)
 
 
 class ObjectPath(PurePosixPath):
