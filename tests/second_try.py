@@ -1,6 +1,6 @@
 """A pytest plugin: failed tests get a second try, and are listed as flaky if it passes.
 
-    pytest --second-try flaky.txt
+    pytest --second-try=flaky.txt
 
 Three failed tests at most run again, one after the other and with no other test beside them; more
 failures have another cause than a busy machine. What the first try printed is shown, and appended

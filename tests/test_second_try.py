@@ -33,7 +33,7 @@ def test_up_to_three_tests_are_tried_again(tmp_path, names, sound, status, tries
     (tmp_path / "conftest.py").write_text("pytest_plugins = ['second_try']")
     (tmp_path / "test_it.py").write_text(TEST.format(names=names, sound=sound))
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--second-try", "flaky.txt"],
+        [sys.executable, "-m", "pytest", "--second-try=flaky.txt"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
         capture_output=True,
