@@ -2,6 +2,7 @@
 
 import gc
 import json
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -32,6 +33,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from datarax_tfds import batch_sharding, make_mesh
 
 pytest_plugins = ["second_try"]
+
+# A level of its own, because other libraries raise that of the root logger.
+logging.getLogger("datarax_tfds").setLevel(logging.WARNING)
 
 # How long an example takes says more of the machine than of the code. The examples are the same in
 # each run, so that a failure does not come and go; `--full` draws others.

@@ -69,7 +69,7 @@ def test_a_map_fn_is_traced_once_for_all_batch_sizes(data_dir, kind):
 
 
 def test_the_log_says_that_the_map_fn_is_being_compiled(data_dir, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "datarax_tfds")
     source_of(data_dir, map_fn=crop)
     assert "TFDSStreamingSource(tiny:train): compiling map_fn" in caplog.text
 
