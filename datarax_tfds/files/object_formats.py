@@ -7,7 +7,6 @@ no store but `gs://`: such objects are copied to the local disk when they are fi
 """
 
 import contextlib
-import hashlib
 import logging
 import os
 import shutil
@@ -24,7 +23,7 @@ from datarax_tfds.files.stored_file import StoredFile, file_names
 from datarax_tfds.files.stored_object import ObjectStream, StoredObject, require_same, version_of
 from datarax_tfds.files.tfrecord import TFRecordFile, scanned_starts
 from datarax_tfds.files.tfrecord_index import TFRecordOpener
-from datarax_tfds.runtime.small_files import draft_of
+from datarax_tfds.runtime.small_files import cache_directory, draft_of, name_in_cache
 from datarax_tfds.stores.object_path import ObjectPath
 from datarax_tfds.stores.object_store import generation, read_object, write_object
 from sharding.checks import refused
@@ -85,9 +84,9 @@ class TFRecordObjectOpener:
 
     def unindexed(self, paths: Sequence[PurePath]) -> list[PurePath]:
         """The objects among these that have no index yet, found by listing the places of them."""
-        cache = _cache("record_index")
+        cache = cache_directory("record_index")
         cached = set() if cache is None else file_names(cache)
-        left = [path for path in paths if _cache_name(path) not in cached]
+        left = [path for path in paths if name_in_cache(path) not in cached]
         beside = {
             folder: file_names(folder / ".record_index")
             for folder in {path.parent for path in left}
@@ -97,10 +96,10 @@ class TFRecordObjectOpener:
 
 def _kept_index(path: ObjectPath, now: bytes) -> RecordIndex | None:
     """The index in the cache directory, or that beside the data; None if neither fits."""
-    cache = _cache("record_index")
+    cache = cache_directory("record_index")
     if cache is not None:
         with contextlib.suppress(OSError):
-            file = StoredFile(cache / _cache_name(path), own=True)
+            file = StoredFile(cache / name_in_cache(path), own=True)
             if (found := _opened_index(path, now, file.read_at, file.version().size)) is not None:
                 return found
     beside = read_object(path.parent / ".record_index" / path.name)
@@ -125,13 +124,13 @@ def _local_index(path: ObjectPath, now: bytes, content: bytes) -> RecordIndex | 
     """An index that was read or built, kept in the cache directory, or else in memory."""
     if _opened_index(path, now, _reader(content), len(content)) is None:
         return None
-    cache = _cache("record_index")
+    cache = cache_directory("record_index")
     if cache is not None:
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            with draft_of(cache / _cache_name(path)) as draft:
+            with draft_of(cache / name_in_cache(path)) as draft:
                 draft.write(content)
-            file = StoredFile(cache / _cache_name(path), own=True)
+            file = StoredFile(cache / name_in_cache(path), own=True)
             return _opened_index(path, now, file.read_at, file.version().size)
         except OSError as error:
             _log.info("no index can be written to %s: %s", cache, error)
@@ -165,10 +164,10 @@ class ArrayRecordObjectOpener:
     def __call__(self, path: PurePath) -> ArrayRecordFile:
         path = cast(ObjectPath, path)
         now = self._generations.of(path)
-        copies = _cache("array_record")
+        copies = cache_directory("array_record")
         if copies is None:
             raise self._no_room(path, "there is no home directory")
-        copy = copies / _cache_name(path, now)
+        copy = copies / name_in_cache(path, now)
         self._own.add(copy.name)
         if not copy.exists():
             level = logging.INFO if len(self._own) > 1 else logging.WARNING
@@ -246,12 +245,3 @@ OBJECT_FORMATS: dict[str, Callable[[], FileOpener]] = {
     "tfrecord": TFRecordObjectOpener,
     "array_record": ArrayRecordObjectOpener,
 }
-
-
-def _cache(kind: str) -> Path | None:
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(home) / "datarax_tfds" / kind if os.path.isabs(home) else None
-
-
-def _cache_name(path: PurePath, pinned: bytes = b"") -> str:
-    return hashlib.sha256(str(path).encode() + pinned).hexdigest()[:32]

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import itertools
 import logging
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
@@ -20,7 +19,7 @@ from datarax_tfds.errors import DataLossError
 from datarax_tfds.files.record_index import RecordIndex, index_content
 from datarax_tfds.files.stored_file import FileVersion, StoredFile, file_names
 from datarax_tfds.files.tfrecord import FRAME_BYTES, TFRecordFile, scanned_starts
-from datarax_tfds.runtime.small_files import draft_of
+from datarax_tfds.runtime.small_files import cache_directory, draft_of, name_in_cache
 from sharding.checks import refused
 
 _log = logging.getLogger(__name__)
@@ -94,12 +93,12 @@ class TFRecordOpener:
         """The files among these that have no index yet, found by listing the places of indexes."""
         found: list[PurePath] = []
         for directory, files in itertools.groupby(map(Path, paths), lambda path: path.parent):
-            beside, cache = _beside(directory), _cache_directory()
+            beside, cache = _beside(directory), cache_directory("record_index")
             there = _names(beside)
             missing = [path for path in files if path.name not in there]
             if missing and cache is not None:
                 real, there = directory.resolve(), _names(cache)
-                missing = [path for path in missing if _cache_name(real / path.name) not in there]
+                missing = [path for path in missing if name_in_cache(real / path.name) not in there]
             found += missing
         return found
 
@@ -157,23 +156,13 @@ def index_paths(path: Path) -> Iterator[Path]:
     """Where the index of a file may be, the best place first."""
     if (beside := _beside(path.parent)) is not None:
         yield beside / path.name
-    if (cache := _cache_directory()) is not None:
-        yield cache / _cache_name(path.resolve())
+    if (cache := cache_directory("record_index")) is not None:
+        yield cache / name_in_cache(path.resolve())
 
 
 def _beside(directory: Path) -> Path | None:
     beside = directory / ".record_index"
     return None if beside.is_symlink() else beside  # anybody may have chosen the target of a link
-
-
-def _cache_directory() -> Path | None:
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    # `expanduser` leaves `~` in the path of a user without a home.
-    return Path(home) / "datarax_tfds" / "record_index" if os.path.isabs(home) else None
-
-
-def _cache_name(path: Path) -> str:
-    return hashlib.sha256(str(path).encode()).hexdigest()[:32]
 
 
 def _names(directory: Path | None) -> set[str]:

@@ -6,13 +6,26 @@ does not compare times, because the clocks of hosts may differ.
 """
 
 import fcntl
+import hashlib
 import os
 import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO
+
+
+def cache_directory(kind: str) -> Path | None:
+    """Where the user's cache has the files of one kind; None for a user without a home."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    # `expanduser` leaves `~` in the path of a user without a home.
+    return Path(home) / "datarax_tfds" / kind if os.path.isabs(home) else None
+
+
+def name_in_cache(path: PurePath, version: bytes = b"") -> str:
+    """The name in the cache of a file that is made of one at `path`."""
+    return hashlib.sha256(str(path).encode() + version).hexdigest()[:32]
 
 
 def read_plain_file(path: Path, max_bytes: int) -> bytes | None:
