@@ -45,6 +45,17 @@ PATIENCE = Patience()
 BRIEF = Patience(retries=3, answer_s=8.0)  # for a store that may well be out of reach
 
 
+class _Limit(NamedTuple):
+    """How long a call may take, and when this time is over."""
+
+    seconds: float
+    end: float
+
+
+def _limit(seconds: float) -> _Limit:
+    return _Limit(seconds, time.monotonic() + seconds)
+
+
 class Content(NamedTuple):
     """Bytes of an object, and its generation: another one when the object has been replaced."""
 
@@ -64,18 +75,18 @@ def read_object(path: ObjectPath) -> Content | None:
 
 def read_objects(paths: Sequence[ObjectPath]) -> list[Content | None]:
     """The content of several objects of one bucket, requested at once; raises as `read_object`."""
-    until = time.monotonic() + PATIENCE.answer_s
+    limit = _limit(PATIENCE.answer_s)
     futures = [_bucket(path).read(path.key) for path in paths]
     return [
-        _found(_result(future, path, until)) for path, future in zip(paths, futures, strict=True)
+        _found(_result(future, path, limit)) for path, future in zip(paths, futures, strict=True)
     ]
 
 
 def generation(path: ObjectPath) -> bytes:
     """The generation of an object, which takes one small request; raises as `read_ranges`."""
-    until = time.monotonic() + PATIENCE.answer_s
+    limit = _limit(PATIENCE.answer_s)
     future = _bucket(path).read(path.key, byte_range=slice(0, 0))
-    return _existing(path, _result(future, path, until)).generation
+    return _existing(path, _result(future, path, limit)).generation
 
 
 def read_ranges(path: ObjectPath, ranges: Sequence[tuple[int, int]]) -> list[Content]:
@@ -106,18 +117,18 @@ class PendingRanges:
 
     def result(self) -> list[Content]:
         """The contents; raises as `read_ranges`."""
-        until = time.monotonic() + PATIENCE.answer_s
+        limit = _limit(PATIENCE.answer_s)
         return [
-            self._content(future, start, stop, until)
+            self._content(future, start, stop, limit)
             for future, (start, stop) in zip(self._futures, self._ranges, strict=True)
         ]
 
     def _requested(self, start: int, stop: int, batch: Any = None) -> Any:
         return self._bucket.read(self._path.key, byte_range=slice(start, stop), batch=batch)
 
-    def _content(self, future: Any, start: int, stop: int, until: float) -> Content:
+    def _content(self, future: Any, start: int, stop: int, limit: _Limit) -> Content:
         for _ in range(_SHORT_ANSWERS):
-            answer = _result(future, self._path, until, start)
+            answer = _result(future, self._path, limit, start)
             if not isinstance(answer, str):
                 break
             partial = _PARTIAL.search(answer)
@@ -139,14 +150,14 @@ def names(directory: ObjectPath, patience: Patience | None = None) -> list[str]:
     folder = _bucket(directory, patience)
     if directory.key:
         folder /= directory.key + "/"
-    keys = _result(folder.list(), directory, time.monotonic() + patience.answer_s)
+    keys = _result(folder.list(), directory, _limit(patience.answer_s))
     return sorted(key.decode() for key in keys)
 
 
 def write_object(path: ObjectPath, content: bytes) -> None:
     """Writes an object; nobody ever reads a part of it. Raises as `read_object`."""
-    until = time.monotonic() + PATIENCE.answer_s
-    _result(_bucket(path).write(path.key, content), path, until)
+    limit = _limit(PATIENCE.answer_s)
+    _result(_bucket(path).write(path.key, content), path, limit)
 
 
 def _found(read: Any) -> Content | None:
@@ -166,7 +177,7 @@ def _existing(path: ObjectPath, read: Any) -> Content:
     return found
 
 
-def _result(future: Any, path: ObjectPath, until: float, start: int | None = None) -> Any:
+def _result(future: Any, path: ObjectPath, limit: _Limit, start: int | None = None) -> Any:
     """The result of a request. If it asked for a range from `start` on, and the object does not
     have all of that, the error as a text.
     """
@@ -175,9 +186,9 @@ def _result(future: Any, path: ObjectPath, until: float, start: int | None = Non
             try:
                 return future.result(timeout=_POLL_S)
             except TimeoutError:
-                if time.monotonic() < until:
+                if time.monotonic() < limit.end:
                     continue
-                reason = f"no answer within {PATIENCE.answer_s:.0f} s"
+                reason = f"no answer within {limit.seconds:.0f} s"
             except ValueError as error:
                 if start is not None and str(error).startswith(_BEYOND):
                     return str(error)
@@ -272,4 +283,4 @@ def _opened(scheme: str, bucket: str, endpoint: str | None, patience: Patience) 
             error=error,
             fix="use the name of a bucket, as gs://bucket/datasets",
         ) from error
-    return _result(future, path, time.monotonic() + patience.answer_s)
+    return _result(future, path, _limit(patience.answer_s))
