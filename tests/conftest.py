@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if left_out and config.getoption("--quick"):
         terminalreporter.section("quick run")
         terminalreporter.line(f"{left_out} slow tests were left out. All run without --quick.")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def loggers_stay_on() -> Iterator[None]:
+    yield
+    assert not logging.root.manager.disable, "these tests silence the log of those after them"
 
 
 @pytest.fixture

@@ -156,8 +156,6 @@ def measured(count: int, wait_s: float) -> dict[str, tuple[float, float]]:
         count: The number of processes.
         wait_s: How long they wait for one that is late to `agree`.
     """
-    threading.stack_size(1 << 18)
-    logging.disable(logging.WARNING)  # a thousand processes would say that they wait
     cluster = Cluster(count)
     beats, beat_s = 4, cluster.watches[0].beat_s
     with cluster.counted("training: a second", beats * beat_s):
@@ -231,6 +229,8 @@ def main() -> None:
     parser.add_argument("counts", type=int, nargs="*", default=[1000, 2000, 4000])
     parser.add_argument("--wait-s", type=float, default=20.0)
     args = parser.parse_args()
+    threading.stack_size(1 << 18)
+    logging.disable(logging.WARNING)  # a thousand processes would say that they wait
     found = {count: measured(count, args.wait_s) for count in args.counts}
     table = Table("requests (kB)", *(f"{count} processes" for count in found))
     for phase in found[args.counts[0]]:
