@@ -42,7 +42,7 @@ def read_plain_file(path: Path, max_bytes: int) -> bytes | None:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode) or found.st_size > max_bytes:
             return None
-        return file.read(max_bytes)
+        return file.read(found.st_size)
 
 
 @contextmanager
