@@ -71,6 +71,18 @@ def on_a_full_disk(u, name="tiny_array", free=0):
         return read(u, name=name)
 
 
+def keeping(u, place="kept", **fields):
+    """Reads with blocks kept on the local disk."""
+    fields = {"access": "sequential", "cache_dir": u.tmp / place} | fields
+    with serving(u):
+        return u.stream(name="tiny", data_dir=DATASETS, **fields).get_batch(4)
+
+
+def in_a_file(u):
+    (u.tmp / "file").touch()
+    return keeping(u, "file/kept")
+
+
 def from_s3(u, denied):
     """Reads by the protocol of S3, from a server that may deny it."""
     with ExitStack() as stack:
@@ -151,6 +163,42 @@ ROWS = [
         lambda u: read(u, name="tiny_array", XDG_CACHE_HOME="/dev/null/cache"),
         lambda u: read(u, name="tiny_array", XDG_CACHE_HOME=str(u.tmp / "larger")),
         lambda u: read(u, name="tiny", XDG_CACHE_HOME="/dev/null/cache"),
+    ),
+    Row(
+        "cache_dir must be a directory of the local disk.",
+        "use cache_dir='~/blocks', or leave it out",
+        lambda u: keeping(u, cache_dir=f"gs://{BUCKET}/kept"),
+        lambda u: keeping(u),
+        lambda u: read(u),
+    ),
+    Row(
+        "cache_bytes is set, but nothing is kept without cache_dir.",
+        "set cache_dir, too, or leave out cache_bytes",
+        lambda u: keeping(u, cache_dir=None, cache_bytes=1 << 20),
+        lambda u: keeping(u, cache_bytes=1 << 20),
+        lambda u: read(u),
+    ),
+    Row(
+        "nothing can be kept in this directory.",
+        "use a directory that this process can write, or leave cache_dir out",
+        in_a_file,
+        lambda u: keeping(u),
+        lambda u: read(u),
+    ),
+    Row(
+        "only blocks of records are kept, and single records are read.",
+        "use access='auto' without strata, or leave out cache_dir",
+        lambda u: keeping(u, access="random"),
+        lambda u: keeping(u, access="auto"),
+        lambda u: read(u),
+    ),
+    Row(
+        "there is no room for the blocks of two windows.",
+        "use cache_bytes=... or more, a smaller shuffle_buffer_size, or leave out cache_dir",
+        lambda u: keeping(u, cache_bytes=1 << 13),
+        lambda u: keeping(u, cache_bytes=1 << 15),
+        lambda u: keeping(u, cache_bytes=1 << 13, shuffle_buffer_size=8),
+        lambda u: read(u),
     ),
     Row(
         "the copies of the split would fill more than half of the disk.",

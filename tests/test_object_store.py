@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -279,6 +280,91 @@ class TestBlocks:
         batches(disk, 1, 1)
         batches(disk, 6, 16)
         equal(batches(source, 2), batches(disk, 2))
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """The fields of streams that keep blocks of eight records on the local disk."""
+    return {
+        "access": "sequential",
+        "shuffle_buffer_size": 16,
+        "cache_dir": str(tmp_path / "kept"),
+        "cache_bytes": 1 << 20,
+    }
+
+
+class TestReadAhead:
+    @pytest.mark.parametrize("access", ["random", "sequential"])
+    def test_many_records_are_requested_before_they_are_decoded(self, store, data_dir, access):
+        """Text is decoded record by record, in few threads, which do not wait for the store."""
+        store.put(data_dir / "text", "datasets/text")
+        fields = {"name": "text", "access": access, "block_size": 1, "shuffle_buffer_size": 1}
+        fields |= {"include_keys": {"text"}}
+        source = stream(DATASETS, **fields)
+        records = iter(source)
+        first = [next(records) for _ in range(3)]
+        until = time.monotonic() + GUARD_S
+        while store.count("read", "text-train") < len(source) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert store.count("read", "text-train") >= len(source)
+        disk = [record for record, _ in zip(stream(data_dir, **fields), first, strict=False)]
+        assert [str(record) for record in first] == [str(record) for record in disk]
+
+
+class TestCacheDirectory:
+    def test_blocks_are_read_once_by_all_jobs_of_a_host(self, store, data_dir, kept):
+        disk = batches(stream(data_dir, access="sequential", shuffle_buffer_size=16), 12)
+        source = stream(DATASETS, **kept)
+        store.requests.clear()
+        equal(batches(source, 12), disk)  # two epochs
+        assert bytes_read(store) == sum(len(store.objects[name]) for name in shards(store))
+        store.requests.clear()
+        equal(batches(stream(DATASETS, **kept), 12), disk)
+        assert bytes_read(store) < 1000  # of the record that shows what a record is
+
+    def test_a_bound_that_is_smaller_than_the_split_changes_no_batch(self, store, data_dir, kept):
+        kept |= {"cache_bytes": 8000}
+        disk = batches(stream(data_dir, access="sequential", shuffle_buffer_size=16), 24)
+        equal(batches(stream(DATASETS, **kept), 24), disk)
+        files = Path(kept["cache_dir"]).rglob("*")
+        assert 4000 < sum(file.stat().st_size for file in files if file.is_file()) <= 8008
+
+    def test_a_directory_that_is_removed_meanwhile_changes_no_batch(self, store, data_dir, kept):
+        source = stream(DATASETS, **kept)
+        disk = stream(data_dir, access="sequential", shuffle_buffer_size=16)
+        for _ in range(3):
+            equal(batches(source, 4), batches(disk, 4))
+            shutil.rmtree(kept["cache_dir"], ignore_errors=True)
+
+    def test_blocks_of_a_replaced_object_are_not_used(self, store, kept):
+        before = batches(stream(DATASETS, shuffle=False, **kept), 6)
+        first, second = shards(store)[:2]
+        store.objects[first], store.objects[second] = store.objects[second], store.objects[first]
+        store.generations |= {first: 2, second: 2}
+        after = batches(stream(DATASETS, shuffle=False, **kept), 6)
+        with pytest.raises(AssertionError):
+            equal(before, after)
+        equal(after, batches(stream(DATASETS, shuffle=False, access="sequential"), 6))
+
+    def test_bytes_that_the_store_damaged_are_not_kept(self, store, data_dir, kept):
+        store.fault = lambda request: (
+            "wrong" if request.range and request.name in shards(store) else None
+        )
+        with refused(DataLossError, "checksum"):
+            batches(stream(DATASETS, **kept))
+        store.fault = lambda _: None
+        disk = batches(stream(data_dir, access="sequential", shuffle_buffer_size=16))
+        equal(batches(stream(DATASETS, **kept)), disk)
+
+
+def shards(store):
+    return sorted(name for name in store.objects if re.search(rf"1.0.0/{TRAIN}-", name))
+
+
+def bytes_read(store):
+    """How many bytes of the files of the split were read."""
+    names = shards(store)
+    return sum(each.answered for each in store.requests if each.name in names)
 
 
 class TestTrust:

@@ -246,6 +246,11 @@ class TFDSStreamingConfig(_SourceConfig):
             the same batches from both.
         block_size: With `access="sequential"`, the number of consecutive records read at once, by
             default 8. With `auto` in an object store, as many as have about 2 MiB on average.
+        cache_dir: A directory on the local disk where blocks from an object store are kept, so that
+            later epochs and other jobs of the host find them there. By default, none is. Has no
+            effect for a file system, and for ArrayRecord.
+        cache_bytes: How many bytes the files in `cache_dir` may take together; the blocks used
+            least recently are removed. By default, half of the room that is free there.
         map_fn: See `TFDSEagerConfig`. It may also be random: `map_fn(record, seed)` gets an
             int32[2] for `tf.random.stateless_*`, which is the same for the same record in the same
             epoch, on any number of hosts and after any resume. The seed goes to the parameter named
@@ -267,12 +272,18 @@ class TFDSStreamingConfig(_SourceConfig):
     seed: int = field(default=42, metadata=_ORDER)
     access: Access = "auto"
     block_size: int | None = None
+    cache_dir: str | None = None
+    cache_bytes: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
         if self.strata is not None and self.access == "sequential":
             problem = "strata and access='sequential' exclude each other: both order the records."
             raise self._refused("strata", problem, fix="leave out strata, or leave out access")
+        if self.cache_bytes is not None and self.cache_dir is None:
+            problem = "cache_bytes is set, but nothing is kept without cache_dir."
+            fix = "set cache_dir, too, or leave out cache_bytes"
+            raise self._refused("cache_bytes", problem, fix=fix)
 
     __hash__ = _SourceConfig._hash
 

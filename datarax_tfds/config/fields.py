@@ -163,6 +163,15 @@ def _directory(field: Field) -> str:
     return value
 
 
+def _local_directory(field: Field) -> str:
+    """A directory of the local disk, which need not exist."""
+    value = os.fspath(field.value) if isinstance(field.value, os.PathLike) else field.value
+    if isinstance(value, str) and value and "://" not in value:
+        return os.path.abspath(os.path.expanduser(value))
+    problem = f"{field.name} must be a directory of the local disk."
+    raise field.refusal(problem, fix=f"use {field.name}='~/blocks', or leave it out")
+
+
 def flag(field: Field) -> bool:
     """Checks that a value is True or False, also of NumPy."""
     if isinstance(field.value, bool | np.bool_):
@@ -226,6 +235,7 @@ _BY_NAME: dict[str, Callable[[Field], Any]] = {
     "split": _split,
     "data_dir": _directory,
     "directory": _directory,
+    "cache_dir": _local_directory,
     "seed": lambda field: check_seed(field.value),
     "prefetch_buffer": integer(0),
     "max_corrupt_records": integer(0),

@@ -21,6 +21,7 @@ from datarax_tfds.decoding.tensorflow_import import tensorflow
 from datarax_tfds.decoding.tfds_decoding import values_of_tfds
 from datarax_tfds.errors import DataLossError
 from datarax_tfds.files.block_files import BlockFiles
+from datarax_tfds.files.prefetched_files import PrefetchedFiles, records_ahead
 from datarax_tfds.files.record_files import RecordFiles
 from datarax_tfds.files.split import Split
 from datarax_tfds.runtime.copying import not_copied
@@ -69,7 +70,9 @@ class RecordReader:
         self.subject = subject
         self.files = split.files
         self.split = split
-        self._bytes: RecordFiles | BlockFiles = split.files
+        self._bytes: RecordFiles | PrefetchedFiles | BlockFiles = split.files
+        if split.in_store:
+            self._bytes = PrefetchedFiles(split.files.read, split.record_bytes)
         self.corrupt = CorruptRecords(
             self.length, config.max_corrupt_records, self.files.where, subject
         )
@@ -140,8 +143,8 @@ class RecordReader:
                     return
 
     def read_blocks(self, block_size: int, window: int) -> None:
-        """Makes `read` read whole blocks of records, and keep the blocks of two windows: the one in
-        use, and the next one, which is read ahead.
+        """Makes `read` read whole blocks of records, and keep those of the window in use, and those
+        that are read ahead: of the next window, or of more from a store.
 
         Args:
             block_size: The number of records in a block.
@@ -149,13 +152,34 @@ class RecordReader:
         """
         # Not `self`, because a reference cycle would keep the reader until the collector runs.
         files, corrupt = self.files, self.corrupt
+        self.reach = window
         self._bytes = BlockFiles(
             lambda numbers: files.read(corrupt.replaced(numbers)),
             length=self.length,
             block_size=block_size,
-            kept=2 * math.ceil(window / block_size),
+            kept=math.ceil(window / block_size)
+            + math.ceil(max(window, self.records_ahead(shuffled=False)) / block_size),
         )
-        self.reach = window
+
+    def records_ahead(self, *, shuffled: bool) -> int:
+        """How many records to `prefetch` before the batches that are being decoded; 0 if they are
+        in a file system.
+
+        Args:
+            shuffled: Whether the records come in random order.
+        """
+        if not self.split.in_store:
+            return 0
+        blocks = isinstance(self._bytes, BlockFiles)
+        ahead = records_ahead(self.split.record_bytes, alone=shuffled and not blocks)
+        if blocks and shuffled:
+            ahead = max(ahead, self.reach)  # the next window begins with a record of each block
+        return min(ahead, self.length)
+
+    def prefetch(self, numbers: np.ndarray) -> None:
+        """Begins to read records from a store, without decoding them, for a `read` that follows."""
+        if isinstance(self._bytes, PrefetchedFiles | BlockFiles) and self.split.in_store:
+            self._bytes.prefetch(numbers)
 
     def read(self, numbers: np.ndarray, keys: np.ndarray | None = None) -> dict[str, Any]:
         """Reads and decodes records. A corrupt one is replaced by the next sound one, if the

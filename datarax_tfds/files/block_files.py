@@ -7,6 +7,7 @@ from concurrent.futures import Future
 
 import numpy as np
 
+from datarax_tfds.files.prefetched_files import THREADS
 from datarax_tfds.runtime.copying import not_copied
 from datarax_tfds.runtime.threads import ThreadPool
 
@@ -33,7 +34,7 @@ class BlockFiles:
         length: int,
         block_size: int,
         kept: int,
-        threads: int = 16,
+        threads: int = THREADS,
     ):
         self._read = read
         self._length = length
@@ -43,17 +44,25 @@ class BlockFiles:
         self._lock = threading.Lock()
         self._pool = ThreadPool(threads, "datarax_tfds_store")
 
+    def prefetch(self, numbers: np.ndarray) -> None:
+        """Begins to fetch the blocks of these records."""
+        self._fetched((numbers // self._block_size).tolist())
+
     def read(self, numbers: np.ndarray) -> list[bytes]:
         """The serialized records of these numbers, in this order. Raises as `RecordFiles.read`."""
         owners = (numbers // self._block_size).tolist()
-        with self._lock:
-            blocks = {block: self._block(block) for block in owners}
-            while len(self._blocks) > self._kept:
-                self._blocks.popitem(last=False)
+        blocks = self._fetched(owners)
         return [
             blocks[block].result()[number - block * self._block_size]
             for block, number in zip(owners, numbers.tolist(), strict=True)
         ]
+
+    def _fetched(self, owners: list[int]) -> dict[int, Future[list[bytes]]]:
+        with self._lock:
+            blocks = {block: self._block(block) for block in dict.fromkeys(owners)}
+            while len(self._blocks) > self._kept:
+                self._blocks.popitem(last=False)
+        return blocks
 
     def _block(self, block: int) -> Future[list[bytes]]:
         """A block, which is fetched unless it is kept or already being fetched."""

@@ -13,16 +13,18 @@ import shutil
 import threading
 from collections.abc import Callable, Sequence, Set
 from pathlib import Path, PurePath
-from typing import cast
+from typing import Any, cast
 
 from datarax_tfds.errors import DataLossError
 from datarax_tfds.files.array_record import ArrayRecordFile, ArrayRecordOpener
 from datarax_tfds.files.formats import FileOpener
+from datarax_tfds.files.kept_blocks import KeptBlocks
 from datarax_tfds.files.record_index import RecordIndex, index_content, size_in_index
 from datarax_tfds.files.stored_file import StoredFile, file_names
 from datarax_tfds.files.stored_object import ObjectStream, StoredObject, require_same, version_of
 from datarax_tfds.files.tfrecord import TFRecordFile, scanned_starts
 from datarax_tfds.files.tfrecord_index import TFRecordOpener
+from datarax_tfds.runtime.disk_cache import DiskCache
 from datarax_tfds.runtime.small_files import cache_directory, draft_of, name_in_cache
 from datarax_tfds.stores.object_path import ObjectPath
 from datarax_tfds.stores.object_store import generation, read_object, write_object
@@ -54,21 +56,31 @@ class _Generations:
 
 
 class TFRecordObjectOpener:
-    """Opens TFRecord objects."""
+    """Opens TFRecord objects.
+
+    Args:
+        names_in: The names of the objects in a directory, as they have been listed.
+        cache: Where to keep blocks of records; None to read them from the store each time.
+    """
 
     index_bytes = TFRecordOpener.index_bytes
 
-    def __init__(self):
+    def __init__(self, names_in: Callable[[PurePath], set[str]], cache: DiskCache | None):
+        self._names_in = names_in
+        self._cache = cache
         self._generations = _Generations()
         self._rebuilt: set[ObjectPath] = set()
 
-    def __call__(self, path: PurePath) -> TFRecordFile:
+    def __call__(self, path: PurePath) -> TFRecordFile | KeptBlocks:
         path = cast(ObjectPath, path)
         now = self._generations.of(path)
         index = _kept_index(path, now)
         if index is None:
             index = _built_index(path, now)
-        return TFRecordFile(path, StoredObject(path, now, index.file_bytes), index)
+        file = TFRecordFile(path, StoredObject(path, now, index.file_bytes), index)
+        if self._cache is None:
+            return file
+        return KeptBlocks(file, f"{path} ".encode() + now, self._cache)
 
     def rebuild_index(self, path: PurePath) -> bool:
         """Builds the index of an object again, at most once; returns whether it did."""
@@ -83,15 +95,15 @@ class TFRecordObjectOpener:
         return True
 
     def unindexed(self, paths: Sequence[PurePath]) -> list[PurePath]:
-        """The objects among these that have no index yet, found by listing the places of them."""
+        """The objects among these that had no index when the places of indexes were listed."""
         cache = cache_directory("record_index")
         cached = set() if cache is None else file_names(cache)
-        left = [path for path in paths if name_in_cache(path) not in cached]
-        beside = {
-            folder: file_names(folder / ".record_index")
-            for folder in {path.parent for path in left}
-        }
-        return [path for path in left if path.name not in beside[path.parent]]
+        return [
+            path
+            for path in paths
+            if path.name not in self._names_in(path.parent / ".record_index")
+            and name_in_cache(path) not in cached
+        ]
 
 
 def _kept_index(path: ObjectPath, now: bytes) -> RecordIndex | None:
@@ -152,11 +164,12 @@ class ArrayRecordObjectOpener:
     """Opens ArrayRecord objects, of which it keeps copies on the local disk.
 
     The copies stay there until others need their room: together they fill half of the disk at most.
+    They make a cache of blocks and a listing of indexes needless.
     """
 
     index_bytes = ArrayRecordOpener.index_bytes
 
-    def __init__(self):
+    def __init__(self, *_: Any):
         self._generations = _Generations()
         self._own: set[str] = set()
         self._lock = threading.Lock()
@@ -241,7 +254,9 @@ def _make_room(directory: Path, wanted: int, own: Set[str]) -> None:
         )
 
 
-OBJECT_FORMATS: dict[str, Callable[[], FileOpener]] = {
+OBJECT_FORMATS: dict[
+    str, Callable[[Callable[[PurePath], set[str]], DiskCache | None], FileOpener]
+] = {
     "tfrecord": TFRecordObjectOpener,
     "array_record": ArrayRecordObjectOpener,
 }

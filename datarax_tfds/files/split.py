@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -13,24 +14,27 @@ from typing import Any
 from datarax_tfds.config.config import AnyConfig, TFDSEagerConfig
 from datarax_tfds.errors import DataLossError
 from datarax_tfds.files.formats import FORMATS, FileOpener
+from datarax_tfds.files.kept_blocks import KEPT_BYTES
 from datarax_tfds.files.metadata_checks import require_inside
 from datarax_tfds.files.object_formats import OBJECT_FORMATS
+from datarax_tfds.files.prefetched_files import THREADS
 from datarax_tfds.files.preparing import Prepared, prepared_dataset
 from datarax_tfds.files.record_files import Piece, RecordFiles
 from datarax_tfds.files.stored_file import file_names, file_size, size_in_words
+from datarax_tfds.runtime.disk_cache import DiskCache
 from datarax_tfds.runtime.forks import refuse_in_forked_child
 from datarax_tfds.runtime.threads import bounded
 from datarax_tfds.stores.metadata_copy import MetadataCopy
 from datarax_tfds.stores.object_path import ObjectPath
 from sharding.checks import nearest, refused
 
-# So many files of a store are read at once. TensorStore has 32 requests under way by default.
-_REMOTE_THREADS = 32
 _BLOCK_RECORDS = 8
 # In a store, a request takes 30 ms whatever its size: 0.2 MB blocks of 25 kB records are read at
 # half of the speed of 1.6 MB blocks.
 _BLOCK_BYTES = 2 << 20
 _SPLIT_NAME = re.compile(r"\W.*", re.DOTALL)  # what follows the name of a split
+
+NamesIn = Callable[[PurePath], set[str]]  # the names of the files in a directory
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +50,7 @@ class Split:
             versions. It looks at the size of each file.
         files: The serialized records by number.
         info: The `tfds.core.DatasetInfo`.
+        record_bytes: The mean size of a record.
         block_size: How many consecutive records to read at once; None to read each alone.
         copy: The copy of the metadata that `info` was read from, if they are in a store.
     """
@@ -56,11 +61,17 @@ class Split:
     earlier_fingerprints: Callable[[], tuple[str, ...]]
     files: RecordFiles
     info: Any
+    record_bytes: float
     block_size: int | None
     copy: MetadataCopy | None = None
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @property
+    def in_store(self) -> bool:
+        """Whether the files are objects of a store."""
+        return self.copy is not None
 
     def without(self, number: int) -> str:
         """A split expression for all records of this split but one."""
@@ -83,7 +94,8 @@ def open_split(config: AnyConfig) -> Split:
         WaitTimeoutError: Looking at the files takes longer than `stall_timeout_s`.
         DatasetNotFoundError: As `prepared_dataset`.
         DataLossError: Files of the split are missing.
-        ValueError: The dataset has no such split, or its file format cannot be read.
+        ValueError: The dataset has no such split, its file format cannot be read, or blocks cannot
+            be kept in `cache_dir`.
         RuntimeError: This is a child that was forked after JAX or TensorFlow was used.
     """
     subject = f"{config.name}:{config.split}"
@@ -96,8 +108,8 @@ def open_split(config: AnyConfig) -> Split:
 
 
 def _split_of(prepared: Prepared, config: AnyConfig, subject: str) -> Split:
-    info, directory = prepared.info, prepared.directory
-    remote = isinstance(directory, ObjectPath)
+    info, directory, copy = prepared
+    remote = copy is not None
     ranges = _ranges(info, config.split, subject)
     file_format = info.file_format.value
     if file_format not in FORMATS:
@@ -116,15 +128,27 @@ def _split_of(prepared: Prepared, config: AnyConfig, subject: str) -> Split:
         if (length := instruction.examples_in_shard)
     ]
     names = {name for name, _, _ in ranges}
+    records = sum(info.splits[name].num_examples for name in names)
+    split_bytes = {name: info.splits[name].num_bytes for name in names}
+    record_bytes = max(1.0, sum(split_bytes.values()) / records)
     empty = _empty_files(prepared, names)
     require_inside(directory, [*(piece.path for piece in pieces), *empty])
-    _require_files(pieces, subject)
-    opener = (OBJECT_FORMATS if remote else FORMATS)[file_format]()
-    _check_empty_files(empty, opener)
+    # One listing, in place of a look at each of the files.
+    names_in = functools.cache(file_names) if copy is None else copy.names_in
+    _require_files(pieces, names_in, subject)
+    block_size = _block_size(config, records, record_bytes, remote)
+    if copy is None:
+        opener = FORMATS[file_format]()
+    else:
+        cache = (
+            _cache(config, block_size, records, record_bytes) if file_format == "tfrecord" else None
+        )
+        opener = OBJECT_FORMATS[file_format](names_in, cache)
+    _check_empty_files(empty, names_in, opener)
     return Split(
         dataset=info.full_name,
         ranges="+".join(f"{name}[{start}:{stop}]" for name, start, stop in ranges),
-        fingerprint=_fingerprint(pieces, {name: info.splits[name].num_bytes for name in names}),
+        fingerprint=_fingerprint(pieces, split_bytes),
         earlier_fingerprints=lambda: bounded(
             lambda: _earlier_fingerprints(pieces),
             subject,
@@ -136,25 +160,57 @@ def _split_of(prepared: Prepared, config: AnyConfig, subject: str) -> Split:
             opener.rebuild_index,
             opener.unindexed,
             index_bytes=opener.index_bytes,
-            opening_threads=_REMOTE_THREADS if remote else 8,
-            reading_threads=_REMOTE_THREADS if remote else 0,
+            opening_threads=THREADS if remote else 8,
+            reading_threads=THREADS if remote else 0,
         ),
         info=info,
-        block_size=_block_size(config, [info.splits[name] for name in names], remote),
-        copy=prepared.copy,
+        record_bytes=record_bytes,
+        block_size=block_size,
+        copy=copy,
     )
 
 
-def _block_size(config: AnyConfig, parts: Sequence[Any], remote: bool) -> int | None:
+def _block_size(config: AnyConfig, records: int, record_bytes: float, remote: bool) -> int | None:
     if isinstance(config, TFDSEagerConfig) or config.access == "random":
         return None
     if config.access == "auto" and (not remote or config.strata is not None):
         return None
     if config.block_size is not None or config.access == "sequential":
         return config.block_size or _BLOCK_RECORDS  # the same config gives the same order anywhere
-    records = sum(part.num_examples for part in parts)
-    mean_bytes = sum(part.num_bytes for part in parts) / records
-    return min(max(1, round(_BLOCK_BYTES / max(mean_bytes, 1))), records)
+    return min(max(1, round(_BLOCK_BYTES / record_bytes)), records)
+
+
+def _cache(
+    config: AnyConfig, block_size: int | None, records: int, record_bytes: float
+) -> DiskCache | None:
+    """Where to keep blocks on the local disk, if the config asks for it."""
+    if isinstance(config, TFDSEagerConfig) or config.cache_dir is None:
+        return None
+    if block_size is None:
+        raise refused(
+            ValueError,
+            "cache_dir",
+            "only blocks of records are kept, and single records are read.",
+            cache_dir=config.cache_dir,
+            access=repr(config.access),
+            strata=config.strata,
+            fix="use access='auto' without strata, or leave out cache_dir",
+        )
+    cache = DiskCache(Path(config.cache_dir, "datarax_tfds_blocks"), config.cache_bytes)
+    windows = min(2 * max(config.shuffle_buffer_size, block_size), records)
+    needed = math.ceil(windows * (record_bytes + KEPT_BYTES))
+    if cache.max_bytes < needed:
+        raise refused(
+            ValueError,
+            "cache_dir",
+            "there is no room for the blocks of two windows.",
+            cache_dir=config.cache_dir,
+            cache_bytes=cache.max_bytes,
+            needed=needed,
+            fix=f"use cache_bytes={needed} or more, a smaller shuffle_buffer_size, or leave out"
+            " cache_dir",
+        )
+    return cache
 
 
 def _stored(path: str, prepared: Prepared) -> PurePath:
@@ -193,12 +249,11 @@ def _empty_files(prepared: Prepared, names: set[str]) -> list[PurePath]:
     return empty
 
 
-def _check_empty_files(empty: Iterable[PurePath], open_file: FileOpener) -> None:
+def _check_empty_files(empty: Iterable[PurePath], names_in: NamesIn, open_file: FileOpener) -> None:
     """Refuses files that hold records but are empty according to the metadata.
 
     Otherwise these records would be left out.
     """
-    names_in = functools.cache(file_names)
     for path in empty:
         if path.name in names_in(path.parent) and (records := _records(path, open_file)):
             raise refused(
@@ -274,9 +329,8 @@ def _union(ranges: list[tuple[str, int, int]]) -> str:
     return "+".join(f"{name}[{start}:{stop}]" for name, start, stop in merged if start < stop)
 
 
-def _require_files(pieces: Sequence[Piece], subject: str) -> None:
+def _require_files(pieces: Sequence[Piece], names_in: NamesIn, subject: str) -> None:
     """Raises a `DataLossError` if files of the split are missing."""
-    names_in = functools.cache(file_names)  # one listing, in place of a look at each of the files
     missing = [
         str(piece.path) for piece in pieces if piece.path.name not in names_in(piece.path.parent)
     ]

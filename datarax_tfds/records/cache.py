@@ -22,6 +22,7 @@ class RecordCache:
 
     Args:
         read: Reads the records of these numbers `[n]` as arrays `[n, ...]`.
+        prefetch: Begins to read the bytes of these records `[n]` from a store.
         spec: One record.
         length: Number of records N.
         max_bytes: How much memory of the host the cache may take.
@@ -30,12 +31,14 @@ class RecordCache:
     def __init__(
         self,
         read: Callable[[np.ndarray], dict[str, Any]],
+        prefetch: Callable[[np.ndarray], None],
         spec: dict[str, Any],
         *,
         length: int,
         max_bytes: int,
     ):
         self._read = read
+        self._prefetch = prefetch
         self._spec = spec
         row_bytes = np.dtype(np.int64).itemsize + sum(
             math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(spec)
@@ -48,6 +51,13 @@ class RecordCache:
         """Forgets all records, and frees their memory."""
         with self._lock:
             self._kept: tuple[np.ndarray, Any] | None = None
+
+    def prefetch(self, numbers: np.ndarray) -> None:
+        """Begins to read the bytes of those of these records that are not kept."""
+        if self._capacity:
+            owners, _ = self._opened()
+            numbers = numbers[owners[numbers % self._capacity] != numbers]
+        self._prefetch(numbers)
 
     def read(self, numbers: np.ndarray, _keys: Any = None, /) -> dict[str, Any]:
         """The records of these numbers `[n]`: NumPy arrays `[n, ...]`. Do not write to them."""

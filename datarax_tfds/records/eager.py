@@ -216,8 +216,11 @@ class EagerRecords:
             # The chunks are so small that all threads finish at about the same time.
             share = len(numbers) // (4 * decoding_threads())
             chunk = decode_chunk_size(share, self._packing.row_bytes)
+            ahead = reader.records_ahead(shuffled=False)
+            reader.prefetch(numbers[:ahead])
 
             def load_chunk(start: int) -> None:
+                reader.prefetch(numbers[start + ahead : start + ahead + chunk])
                 some = numbers[start : start + chunk]
                 columns = reader.read(some)
                 self._host.fill(some, columns)

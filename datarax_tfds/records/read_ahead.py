@@ -15,6 +15,7 @@ from datarax_tfds.records.chunks import Chunks, PendingRows
 from datarax_tfds.runtime.threads import ThreadPool, decoding_threads
 
 _MAX_GROUP_BYTES = 16 << 20  # grouping larger batches gains nothing
+_PREFETCHED_GROUPS = 4  # of batches whose bytes are requested together
 
 Result = TypeVar("Result")
 
@@ -26,6 +27,10 @@ class DecodedRecords(Protocol):
         """Returns the records `[n, ...]` of these numbers `[n]`; random ones need keys `[n, 2]`."""
         ...
 
+    def prefetch(self, numbers: np.ndarray, /) -> None:
+        """Begins to read records from a store, without decoding them."""
+        ...
+
 
 class ReadAhead:
     """Reads the rows of batches in other threads ahead of their use, also past an epoch's end.
@@ -33,6 +38,9 @@ class ReadAhead:
     Small batches are read in groups, which costs less than one by one. Pending work is looked up by
     batch. After a seek, or with another batch size, read-ahead pauses until two consecutive batches
     are requested. It serves two streams of batches at once, such as those of a source and a clone.
+
+    From a store, the bytes of the batches after those are read, too, until they take 64 MiB: so
+    that the threads that decode do not wait, and enough requests are under way.
 
     Only the thread of the caller may use it.
 
@@ -61,6 +69,8 @@ class ReadAhead:
         # The rows of a batch, and the batch that follows its group.
         self._pending: OrderedDict[BatchAt, tuple[PendingRows, BatchAt]] = OrderedDict()
         self._expected: deque[BatchAt] = deque(maxlen=2)  # the successors of the last two batches
+        # The batches whose bytes are being read, with the batch that follows their group.
+        self._prefetched: OrderedDict[BatchAt, BatchAt] = OrderedDict()
 
     def read(self, selection: Selection, use: Callable[[PendingRows], Result]) -> Result:
         """Returns `use(rows)` for the rows of a selection.
@@ -83,6 +93,7 @@ class ReadAhead:
         """Returns the rows of a batch, forgets them, and begins to read the batches after it."""
         follows = batch in self._expected
         self._expected.append(batch.following)
+        self._prefetched.pop(batch, None)
         begun = self._pending.pop(batch, None)
         rows, end = begun or (self._begun([batch], awaited=True)[0], batch.following)
         if follows and self._depth:
@@ -94,7 +105,36 @@ class ReadAhead:
             while len(self._pending) > 2 * (self._depth + 1) * size:
                 _, (unwanted, _) = self._pending.popitem(last=False)
                 unwanted.cancel()
+            self._prefetch(end)
         return rows
+
+    def _prefetch(self, batch: BatchAt) -> None:
+        """Begins to read the bytes of the batches from this one on, as far as the budget goes."""
+        records = self._reader.records_ahead(shuffled=batch.order.seed is not None)
+        if not records:
+            return
+        batches = max(1, records // self._rows_of(batch))
+        size = math.ceil(batches / _PREFETCHED_GROUPS)
+        for _ in range(batches // size):
+            if batch not in self._prefetched:
+                self._prefetch_group(batch, size)
+            batch = self._prefetched[batch]
+        while len(self._prefetched) > 2 * (batches + size):
+            self._prefetched.popitem(last=False)
+
+    def _prefetch_group(self, batch: BatchAt, size: int) -> None:
+        group, numbers = [], []
+        while len(group) < size and batch not in self._prefetched:
+            group.append(batch)
+            slices = self._slices(batch.batch_size)
+            numbers += [batch.record_numbers(slice(start, stop)) for start, stop in slices]
+            batch = batch.following
+        wanted = np.concatenate(numbers)
+        self._decoded.prefetch(wanted[wanted < self._reader.length])  # the rest is padding
+        self._prefetched |= dict.fromkeys(group, batch)
+
+    def _rows_of(self, batch: BatchAt) -> int:
+        return sum(stop - start for start, stop in self._slices(batch.batch_size))
 
     def _begin_group(self, batch: BatchAt, size: int) -> None:
         group = []
@@ -110,7 +150,7 @@ class ReadAhead:
         """How many batches to read together so that all threads get calls of the largest size."""
         if not self._reader.holds_arrays:
             return 1
-        rows = sum(stop - start for start, stop in self._slices(batch.batch_size))
+        rows = self._rows_of(batch)
         wanted = MAX_CHUNK * decoding_threads() / self._depth
         within_reach = self._reader.reach // ((self._depth + 1) * batch.batch_size)
         light = _MAX_GROUP_BYTES // max(rows * self._reader.record_bytes, 1)

@@ -152,7 +152,9 @@ def _cache_of(reader: RecordReader) -> RecordCache | None:
         return None
     max_bytes = int(EAGER_MEMORY_FRACTION * free_host_bytes())
     spec = reader.spec | reader.host_spec
-    return RecordCache(reader.read, spec, length=reader.length, max_bytes=max_bytes)
+    return RecordCache(
+        reader.read, reader.prefetch, spec, length=reader.length, max_bytes=max_bytes
+    )
 
 
 def _is_text(value: Any) -> bool:

@@ -31,6 +31,7 @@ class MetadataCopy:
     def __init__(self, path: ObjectPath, patience: Patience | None = None):
         self._scheme = path.scheme
         self._patience = patience
+        self._listed: dict[PurePath, set[str]] = {}
         self._folder = tempfile.mkdtemp(prefix="datarax_tfds_")
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
@@ -43,6 +44,10 @@ class MetadataCopy:
         """
         # The name of an object may hold `..`, which would lead out of the private directory.
         there = [name for name in names(directory, self._patience) if _is_plain(name)]
+        listed: dict[str, set[str]] = {}
+        for name in there:
+            listed.setdefault(_folder(name), set()).add(name.rpartition("/")[2])
+        self._listed |= {directory / folder: held for folder, held in listed.items()}
         versions = {_folder(name) for name in there if Path(name).name == _DESCRIBES_A_VERSION}
         wanted = [
             directory / name
@@ -56,6 +61,10 @@ class MetadataCopy:
                 local.parent.mkdir(parents=True, exist_ok=True)
                 local.write_bytes(found.content)
         return bool(versions)
+
+    def names_in(self, directory: PurePath) -> set[str]:
+        """The names of the objects in a directory, when `add` listed what is below one above it."""
+        return self._listed.get(directory, set())
 
     def local(self, path: ObjectPath) -> Path:
         """Where the copy of an object is, or would be."""
