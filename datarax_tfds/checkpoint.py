@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from datarax_tfds.state import state_file
+from datarax_tfds.state.before_saving import flush_all
 from datarax_tfds.state.valid_steps import latest_valid_step
 from sharding.checks import refused
 from sharding.hosts.agreement import agree
@@ -180,7 +181,11 @@ def _require_stateful(pipeline: Any, subject: str) -> None:
 
 
 def _agreed(pipeline: Stateful) -> dict[str, Any]:
-    """The state, which must be the same on every process, because one process writes it."""
+    """The state, which must be the same on every process, because one process writes it.
+
+    The logs of the batches before it are written first.
+    """
+    flush_all()
     state = pipeline.get_state()
     sharding = getattr(getattr(pipeline, "source", pipeline), "sharding", None)
     processes = range(jax.process_count()) if sharding is None else processes_of(sharding)

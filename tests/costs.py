@@ -60,6 +60,7 @@ SLOW = {
     "test_scan.py::TestTraining": True,
     "test_second_try.py": False,
     "test_source.py::TestWithinPrograms": True,
+    "test_stored_jobs.py": False,
     "test_traced_uses.py": False,
     "test_strata.py": False,
     "test_train.py": False,

@@ -559,7 +559,7 @@ AUDITS = [
     ),
     Row(
         "a log must be the lines of a file, got the path of one.",
-        "pass the open file, as audit(open(path)), or run: datarax-tfds audit PATH",
+        "pass its lines, as audit(CursorLog.lines(path)), or run: datarax-tfds audit PATH",
         lambda u: audit(u.tmp / "one"),
         lambda u: audited_file(u),
         lambda u: main(["audit", str(logged_file(u))]),

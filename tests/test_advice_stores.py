@@ -10,6 +10,7 @@ from advice import Row
 from faulty_store import FaultyStore
 from object_servers import BUCKET, environment, upload
 
+from datarax_tfds import CursorLog, audit
 from datarax_tfds.files.array_record import ArrayRecordFile
 from datarax_tfds.stores import object_store
 
@@ -97,6 +98,13 @@ def from_s3(u, denied):
         return u.stream(name="tiny", data_dir=f"s3://{BUCKET}/datasets").get_batch(4)
 
 
+def lines_of_a_log(u, *, right):
+    """Audits the log that was written, or another one."""
+    with serving(u, "tiny"):
+        CursorLog(f"gs://{BUCKET}/log", u.pipeline()).flush()
+        return audit(CursorLog.lines(f"gs://{BUCKET}/{'log' if right else 'lag'}"))
+
+
 ROWS = [
     Row(
         "data_dir must name a bucket, and no directory '', '.' or '..'.",
@@ -135,15 +143,16 @@ ROWS = [
     ),
     Row(
         "the store does not let this process read or write the object.",
-        "give the account of this process the role Storage Object Viewer on the bucket, or choose"
-        " another account with GOOGLE_APPLICATION_CREDENTIALS",
+        "give the account of this process the role Storage Object Viewer on the bucket, or Storage"
+        " Object User if it writes there, or choose another account with"
+        " GOOGLE_APPLICATION_CREDENTIALS",
         lambda u: read(u, fault=lambda _: 403),
         lambda u: read(u),
     ),
     Row(
         "the store does not let this process read or write the object.",
-        "allow the account of this process s3:GetObject and s3:ListBucket on the bucket, or choose"
-        " another account with AWS_PROFILE",
+        "allow the account of this process s3:GetObject and s3:ListBucket on the bucket, and"
+        " s3:PutObject if it writes there, or choose another account with AWS_PROFILE",
         lambda u: from_s3(u, denied=True),
         lambda u: from_s3(u, denied=False),
     ),
@@ -156,6 +165,12 @@ ROWS = [
             u, TENSORSTORE_GCS_HTTP_URL=f"http://127.0.0.1:{object_servers.free_port()}"
         ),
         lambda u: read(u),
+    ),
+    Row(
+        "there is no log of cursors.",
+        "pass the path that CursorLog was given",
+        lambda u: lines_of_a_log(u, right=False),
+        lambda u: lines_of_a_log(u, right=True),
     ),
     Row(
         "the object cannot be copied to the local disk, from which ArrayRecord is read.",

@@ -392,6 +392,12 @@ class TestTrust:
 
 
 class TestLookup:
+    @pytest.mark.parametrize("status", [401, 403])
+    def test_a_listing_that_is_denied_is_not_an_empty_one(self, store, status):
+        store.fault = lambda _: status
+        with refused(PermissionError, rf"^{DATASETS}/tiny: .*{status}"):
+            stream(DATASETS)
+
     @pytest.mark.parametrize(
         ("name", "message"),
         [

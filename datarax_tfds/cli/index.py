@@ -2,14 +2,18 @@
 
 import argparse
 import sys
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+
+from datarax_tfds.stores.object_path import ObjectPath
 
 HELP = "build the indexes that the TFRecord files in a directory lack, so that no job has to"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "directory", type=Path, help="the directory of a version, as DATA_DIR/mnist/3.0.1"
+        "directory",
+        help="the directory of a version, as DATA_DIR/mnist/3.0.1 or gs://bucket/mnist/3.0.1",
     )
 
 
@@ -18,10 +22,8 @@ def run(arguments: argparse.Namespace) -> int:
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
 
-    from datarax_tfds.files.tfrecord_index import TFRecordOpener
-
-    paths = sorted(arguments.directory.glob("*.tfrecord*"))
-    missing = TFRecordOpener().unindexed(paths)
+    store = ObjectPath.parse(arguments.directory)
+    paths, missing = _files(Path(arguments.directory)) if store is None else _objects(store)
     failures: list[str] = []
     if missing:
         # Processes, because a thread that follows the lengths of records holds up the others.
@@ -34,14 +36,39 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if paths and not failures else 1
 
 
-def _failure(path: Path) -> str | None:
+def _files(directory: Path) -> tuple[Sequence[PurePath], Sequence[PurePath]]:
+    """The TFRecord files in a directory, and those that have no index."""
+    from datarax_tfds.files.tfrecord_index import TFRecordOpener
+
+    paths = sorted(directory.glob("*.tfrecord*"))
+    return paths, TFRecordOpener().unindexed(paths)
+
+
+def _objects(directory: ObjectPath) -> tuple[Sequence[PurePath], Sequence[PurePath]]:
+    """The TFRecord objects in a directory, and those that have no index beside them.
+
+    An index in the cache of this machine is of no use to the hosts of a job.
+    """
+    from datarax_tfds.files.object_formats import index_beside
+    from datarax_tfds.stores.object_store import names
+
+    there = {directory / name for name in names(directory)}
+    paths = sorted(path for path in there if path.parent == directory and ".tfrecord" in path.name)
+    return paths, [path for path in paths if index_beside(path) not in there]
+
+
+def _failure(path: PurePath) -> str | None:
     """Builds the index of a file; returns why it cannot be built or kept."""
     from datarax_tfds.errors import DataLossError
+    from datarax_tfds.files.object_formats import write_index_beside
     from datarax_tfds.files.stored_file import StoredFile
     from datarax_tfds.files.tfrecord_index import open_index
 
     try:
-        _, kept = open_index(path, StoredFile(path).version())
+        if isinstance(path, ObjectPath):
+            write_index_beside(path)
+            return None
+        _, kept = open_index(Path(path), StoredFile(Path(path)).version())
     except (DataLossError, OSError) as error:
         return str(error)
     return None if kept else f"{path}: its index can be written neither beside it nor in ~/.cache"

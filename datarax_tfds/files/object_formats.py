@@ -114,15 +114,33 @@ def _kept_index(path: ObjectPath, now: bytes) -> RecordIndex | None:
             file = StoredFile(cache / name_in_cache(path), own=True)
             if (found := _opened_index(path, now, file.read_at, file.version().size)) is not None:
                 return found
-    beside = read_object(path.parent / ".record_index" / path.name)
+    beside = read_object(index_beside(path))
     return None if beside is None else _local_index(path, now, beside.content)
 
 
+def index_beside(path: ObjectPath) -> ObjectPath:
+    """Where the index of an object is, for all hosts."""
+    return path.parent / ".record_index" / path.name
+
+
+def write_index_beside(path: ObjectPath) -> None:
+    """Builds the index of a TFRecord object, and writes it beside the data.
+
+    Raises:
+        DataLossError: The object is damaged.
+        OSError: The store does not answer, or cannot be written.
+    """
+    write_object(index_beside(path), _index_content(path, generation(path)))
+
+
+def _index_content(path: ObjectPath, now: bytes) -> bytes:
+    starts = scanned_starts(path, ObjectStream(path, now))
+    return index_content(starts, version_of(now, int(starts[-1])))
+
+
 def _built_index(path: ObjectPath, now: bytes) -> RecordIndex:
-    stream = ObjectStream(path, now)
-    starts = scanned_starts(path, stream)
-    content = index_content(starts, version_of(now, int(starts[-1])))
-    beside = path.parent / ".record_index" / path.name
+    content = _index_content(path, now)
+    beside = index_beside(path)
     try:
         write_object(beside, content)
     except OSError as error:

@@ -104,7 +104,7 @@ def _listed(title: str, entries: Sequence[Any], describe: Callable[[Any], str]) 
 def audit(*logs: Iterable[str], subject: str = "audit") -> Audit:
     """Checks from the cursor logs of a job that each record of each epoch was delivered once.
 
-        print(audit(*(open(path) for path in glob("runs/cursors-*.jsonl"))))
+        print(audit(*map(CursorLog.lines, glob("runs/cursors-*.jsonl"))))
 
     A run that begins before the end of the previous run was restored from a checkpoint. The batches
     of the previous run after that checkpoint are not counted, because the restored model was not
@@ -114,7 +114,7 @@ def audit(*logs: Iterable[str], subject: str = "audit") -> Audit:
     needed to list the faults; the numbers of logs and records do not count.
 
     Args:
-        *logs: The lines of each file that `CursorLog` wrote, that of process 0 first.
+        *logs: The lines of each log that `CursorLog` wrote, that of process 0 first.
         subject: The beginning of error messages.
 
     Raises:
@@ -127,7 +127,7 @@ def audit(*logs: Iterable[str], subject: str = "audit") -> Audit:
             subject,
             "a log must be the lines of a file, got the path of one.",
             path=os.fspath(paths[0]),
-            fix="pass the open file, as audit(open(path)), or run: datarax-tfds audit PATH",
+            fix="pass its lines, as audit(CursorLog.lines(path)), or run: datarax-tfds audit PATH",
         )
     runs: dict[str, _Run] = {}
     job: Mapping[str, Any] | None = None

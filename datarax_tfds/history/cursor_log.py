@@ -3,10 +3,12 @@
 import itertools
 import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
+from datarax_tfds.history.log_files import log_at, log_lines
 from datarax_tfds.order.wide_numbers import join_words
 from datarax_tfds.pipeline import Pipeline
 from sharding.checks import refused
@@ -31,13 +33,19 @@ class CursorLog:
     because only the process that reads a corrupt record notes it. A line has about 60 bytes; it is
     written at once, and is not lost if the process is killed.
 
+    In a store (`gs://`, `s3://`), nothing can be appended to an object. There the log is a
+    directory of objects, which are written in the background, every second. `DataSave` waits until
+    all lines are written, so that the log is never behind a checkpoint; if you save the state in
+    another way, call `flush()` first.
+
     Args:
-        path: The file to append to. Runs that continue a job may use the same file.
+        path: The file to append to, or the directory in a store. Runs that continue a job may use
+            the same one.
         pipeline: The pipeline whose batches are noted.
 
     Raises:
         TypeError: `pipeline` is not a `Pipeline`.
-        OSError: The file cannot be written.
+        OSError: The log cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str], pipeline: Pipeline):
@@ -51,9 +59,8 @@ class CursorLog:
             )
         self._pipeline = pipeline
         self._run = f"{run_id()}-{next(_ordinals)}"  # the same on every process
-        self._path = path
+        self._log = log_at(path)
         self._corrupt = 0
-        self._append(b"\n")  # ends the partial line of a run that was killed
         self._write(
             begins={
                 "format": FORMAT,
@@ -64,12 +71,36 @@ class CursorLog:
             **self._new_corrupt(),
         )
 
+    @staticmethod
+    def lines(path: str | os.PathLike[str]) -> Iterator[str]:
+        """Yields the lines of a log, for `audit`.
+
+        Args:
+            path: What the `CursorLog` was given.
+
+        Raises:
+            FileNotFoundError: There is no log.
+            OSError: The log cannot be read.
+        """
+        return log_lines(path)
+
+    def flush(self) -> None:
+        """Waits until all lines are written. Only in a store are they not written at once.
+
+        Raises:
+            OSError: The lines cannot be written. They are kept, and tried again.
+        """
+        self._log.flush()
+
     def note(self, numbers: jax.Array | None = None) -> None:
         """Notes the batch that the pipeline returned last.
 
         Args:
             numbers: `batch["record_number"]` of a pipeline with `record_numbers`. The audit then
                 compares the records themselves, too.
+
+        Raises:
+            OSError: The log cannot be written; in a store, also for lines before.
         """
         cursor = self._pipeline.cursor
         rows: dict[str, Any] = {}
@@ -91,10 +122,4 @@ class CursorLog:
 
     def _write(self, **fields: Any) -> None:
         line = json.dumps({"run": self._run, **fields}, separators=(",", ":"))
-        self._append(f"{line}\n".encode())
-
-    def _append(self, line: bytes) -> None:
-        # Opened for each line, which takes 20 us, so that nobody has to close the log.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-        with open(os.open(self._path, flags, 0o644), "ab", buffering=0) as file:
-            file.write(line)
+        self._log.append(f"{line}\n".encode())

@@ -9,6 +9,8 @@ from typing import Any
 from etils import epath
 
 from datarax_tfds.errors import StateMismatchError
+from datarax_tfds.stores.object_path import ObjectPath
+from datarax_tfds.stores.object_store import read_object, write_object
 from sharding.checks import refused
 
 NAME = "data_state.json"
@@ -21,6 +23,9 @@ def write(directory: os.PathLike[str], state: Mapping[str, Any]) -> None:
     Raises:
         OSError: The file exists, or cannot be written. A partial file is removed.
     """
+    if (store := ObjectPath.parse(os.fspath(directory))) is not None:
+        write_object(store / NAME, _text(state))
+        return
     if is_remote(directory):
         epath.Path(directory).joinpath(NAME).write_bytes(_text(state))  # atomic
         return
@@ -43,12 +48,12 @@ def read(directory: os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         StateMismatchError: There is no file, or it is not what `write` wrote.
+        ConnectionError: The store does not answer.
+        PermissionError: The store does not let this process read.
     """
-    where = epath.Path(directory) / NAME
-    try:
-        content = where.read_bytes() if is_remote(directory) else _bytes(Path(where))
-    except OSError as error:
-        raise _refused(where, "no saved state can be read there.", error) from error
+    store = ObjectPath.parse(os.fspath(directory))
+    where = epath.Path(directory) / NAME if store is None else store / NAME
+    content = _content(where)
     try:
         state = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -61,6 +66,18 @@ def read(directory: os.PathLike[str]) -> dict[str, Any]:
 def is_remote(directory: os.PathLike[str]) -> bool:
     """Whether a path is in an object store, which has neither links nor fsync."""
     return "://" in os.fspath(directory)
+
+
+def _content(where: epath.Path | ObjectPath) -> bytes:
+    problem = "no saved state can be read there."
+    if isinstance(where, ObjectPath):
+        if (found := read_object(where)) is None:
+            raise _refused(where, problem, "there is no such object")
+        return found.content
+    try:
+        return where.read_bytes() if is_remote(where) else _bytes(Path(where))
+    except OSError as error:
+        raise _refused(where, problem, error) from error
 
 
 def _bytes(path: Path) -> bytes:

@@ -1,6 +1,5 @@
 """Finds the newest complete step of a checkpoint directory by looking at its files."""
 
-import functools
 import json
 import logging
 import os
@@ -17,6 +16,8 @@ from etils import epath
 from datarax_tfds.errors import StateMismatchError
 from datarax_tfds.runtime.small_files import temporary_file
 from datarax_tfds.state import state, state_file
+from datarax_tfds.stores.listed_directory import ListedDirectory, first_too_short
+from datarax_tfds.stores.object_path import ObjectPath
 from sharding.checks import refused
 from sharding.hosts.agreement import agree, extend_deadlines, gathered
 
@@ -24,6 +25,11 @@ _log = logging.getLogger(__name__)
 
 _METADATA = "_CHECKPOINT_METADATA"
 _MANIFEST = "manifest.ocdbt"
+_COMMITTED = (
+    "commit_success.txt"  # Orbax's last file of a step in `gs://`, where nothing is renamed
+)
+
+Directory = epath.Path | ListedDirectory
 
 
 def latest_valid_step(manager: ocp.CheckpointManager, *, data: str = "data") -> int | None:
@@ -45,7 +51,7 @@ def latest_valid_step(manager: ocp.CheckpointManager, *, data: str = "data") -> 
 
     Args:
         manager: The manager of checkpoints in a local or mounted directory, or in an object store
-            that TensorStore and etils can read (`gs://`, `s3://`).
+            (`gs://`, `s3://`).
         data: The name of the item that `DataSave` saved.
 
     Returns:
@@ -54,6 +60,8 @@ def latest_valid_step(manager: ocp.CheckpointManager, *, data: str = "data") -> 
     Raises:
         TypeError: `manager` is the path of the directory.
         DisagreementError: The processes do not share the directory.
+        ConnectionError: The store does not answer. No step is skipped for that.
+        PermissionError: The store does not let this process read.
     """
     if isinstance(manager, str | os.PathLike):
         raise refused(
@@ -119,26 +127,33 @@ def _file_for_all(directory: epath.Path) -> Iterator[str | None]:
         yield Path(file.name).name
 
 
-def _steps(directory: epath.Path) -> Iterator[tuple[int, epath.Path]]:
+def _steps(directory: epath.Path) -> Iterator[tuple[int, Directory]]:
     """Everything that looks like a step, the newest first."""
-    paths = {}
-    for path in directory.iterdir():
+    store = ObjectPath.parse(os.fspath(directory))
+    if store is None and not directory.exists():
+        return
+    paths: dict[int, Directory] = {}
+    for path in (directory if store is None else ListedDirectory.of(store)).iterdir():
         number = path.name.rpartition("_")[2]  # without the step_prefix, if there is one
         if number.isdecimal() and path.name.isascii():
             paths[int(number)] = path
     yield from sorted(paths.items(), reverse=True)
 
 
-def _problem(step: epath.Path, data: str) -> str | None:
+def _problem(step: Directory, data: str) -> str | None:
     """What is wrong with a step; None if it is complete."""
     if os.path.islink(step) or not step.is_dir():
         return "it is not a directory"
-    if ocp.path.step.is_path_temporary(step):
+    if _is_unfinished(step):
         return "its save did not finish"
     try:
         items = json.loads((step / _METADATA).read_bytes())["item_handlers"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{_METADATA} cannot be read ({error})"
+        if isinstance(step, ListedDirectory) and isinstance(
+            error, ConnectionError | PermissionError
+        ):
+            raise  # the store fails, and not the step
+        return f"{_METADATA} cannot be read ({str(error).splitlines()[0]})"
     if data not in items:
         return f"it has no item {data!r}, but {', '.join(items) or 'none'}"
     for item in items:
@@ -148,12 +163,11 @@ def _problem(step: epath.Path, data: str) -> str | None:
         try:
             for text in _descriptions(directory):
                 json.loads(text.read_bytes())
-            length_of = functools.cache(_length)  # many chunks may be in one file
-            for file, size in _files(directory):
-                if length_of(file) < size:
-                    return f"item {item!r} lacks {file.relative_to(step)}, or a part of it"
+            lacking = _lacking(directory)
         except ValueError as error:  # of JSON, or TensorStore's
             return f"item {item!r} is damaged ({str(error).splitlines()[0]})"
+        if lacking is not None:
+            return f"item {item!r} lacks {os.path.relpath(lacking, step)}, or a part of it"
     try:
         state.validated(state_file.read(step / data), str(step))
     except StateMismatchError as error:
@@ -161,47 +175,69 @@ def _problem(step: epath.Path, data: str) -> str | None:
     return None
 
 
+def _is_unfinished(step: Directory) -> bool:
+    if isinstance(step, ListedDirectory):
+        return step.path.scheme == "gs" and not (step / _COMMITTED).is_file()
+    return ocp.path.step.is_path_temporary(step)
+
+
+def _descriptions(item: Directory) -> Iterator[Directory]:
+    """The JSON files beside arrays. Orbax can do without them, but fails on a truncated one."""
+    arrays = item / "array_metadatas"
+    for path in (
+        item / "_METADATA",
+        item / "_sharding",
+        *(arrays.iterdir() if arrays.is_dir() else ()),
+    ):
+        if path.is_file():
+            yield path
+
+
+def _lacking(item: Directory) -> Directory | None:
+    """A file that an item of arrays refers to, and that is missing or too short; else None."""
+    sizes: dict[Any, int] = {}
+    for file, size in _files(item):  # many chunks may be in one file
+        sizes[file] = max(size, sizes.get(file, 0))
+    if isinstance(item, ListedDirectory):
+        return first_too_short(sizes)
+    return next((file for file, size in sizes.items() if _length(file) < size), None)
+
+
 def _length(file: epath.Path) -> int:
     """The length of a file in bytes; -1 if there is none."""
     return file.stat().length if file.is_file() else -1
 
 
-def _descriptions(item: epath.Path) -> Iterator[epath.Path]:
-    """The JSON files beside arrays. Orbax can do without them, but fails on a truncated one."""
-    for path in (item / "_METADATA", item / "_sharding", *item.glob("array_metadatas/*")):
-        if path.is_file():
-            yield path
-
-
-def _files(item: epath.Path) -> Iterator[tuple[epath.Path, int]]:
+def _files(item: Directory) -> Iterator[tuple[Directory, int]]:
     """The files that an item of arrays refers to, with the minimum length of each."""
     if (item / "_METADATA").exists() != (item / _MANIFEST).exists():
         yield item / _MANIFEST, 1
         yield item / "_METADATA", 1
     if not (item / _MANIFEST).exists():
         return
-    import tensorstore as ts  # here, because it takes a second and only arrays need it
-
-    remote = state_file.is_remote(item)
-    store = ts.KvStore.open(f"{item}/" if remote else {"driver": "file", "path": f"{item}/"})
-    store = store.result()
-    nodes = [version["root"]["location"] for version in _dump(ts, store)["versions"][-1:]]
+    nodes = [version["root"]["location"] for version in _dump(item)["versions"][-1:]]
     while nodes:
         location = nodes.pop()
         file, size = _place(item, location)
         yield file, size
-        for entry in _dump(ts, store, location)["entries"]:
+        for entry in _dump(item, location)["entries"]:
             if "indirect_value" in entry:
                 yield _place(item, entry["indirect_value"])
             elif "location" in entry:
                 nodes.append(entry["location"])
 
 
-def _dump(ts: Any, store: Any, *node: str) -> Any:
-    return ts.ocdbt.dump(store, *node).result()
+def _dump(item: Directory, *node: str) -> Any:
+    if isinstance(item, ListedDirectory):
+        return item.describe_ocdbt(*node)
+    import tensorstore as ts  # here, because it takes a second and only arrays need it
+
+    remote = state_file.is_remote(item)
+    store = ts.KvStore.open(f"{item}/" if remote else {"driver": "file", "path": f"{item}/"})
+    return ts.ocdbt.dump(store.result(), *node).result()
 
 
-def _place(item: epath.Path, location: str) -> tuple[epath.Path, int]:
+def _place(item: Directory, location: str) -> tuple[Directory, int]:
     """The file of a TensorStore location, `kind:folder:file:offset:length`, and where it ends."""
     _, folder, file, offset, length = map(urllib.parse.unquote, location.split(":"))
     return item / folder / file, int(offset) + int(length)

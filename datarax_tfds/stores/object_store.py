@@ -25,8 +25,11 @@ _POLL_S = 0.5
 _SHORT_ANSWERS = 3  # how often a range is requested again if the answer is too short
 # What TensorStore says of a range that it did not get whole.
 _PARTIAL = re.compile(r"was not satisfied by response with byte range .* total size (\d+)")
+_NO_NAME = ".datarax_tfds"  # of no object
 _BEYOND = "OUT_OF_RANGE"
 _DENIED = "PERMISSION_DENIED"
+# What TensorStore says of a database whose files are damaged, and not of a store that fails.
+_DAMAGED = ("DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND", _BEYOND)
 
 
 class Patience(NamedTuple):
@@ -150,7 +153,12 @@ def names(directory: ObjectPath, patience: Patience | None = None) -> list[str]:
     folder = _bucket(directory, patience)
     if directory.key:
         folder /= directory.key + "/"
-    keys = _result(folder.list(), directory, _limit(patience.answer_s))
+    limit = _limit(patience.answer_s)
+    keys = _result(folder.list(), directory, limit)
+    if not keys:
+        # TensorStore takes the answers 400, 401, 403 and 404 of Google Cloud Storage to a listing
+        # for a listing without names. To a read, it says what is wrong.
+        _result(folder.read(_NO_NAME, byte_range=slice(0, 0)), directory, limit)
     return sorted(key.decode() for key in keys)
 
 
@@ -158,6 +166,20 @@ def write_object(path: ObjectPath, content: bytes) -> None:
     """Writes an object; nobody ever reads a part of it. Raises as `read_object`."""
     limit = _limit(PATIENCE.answer_s)
     _result(_bucket(path).write(path.key, content), path, limit)
+
+
+def ocdbt_description(directory: ObjectPath, *node: str) -> Any:
+    """What `tensorstore.ocdbt.dump` says of the database in a directory, or of a node of it.
+
+    Raises:
+        ValueError: The database is damaged.
+        PermissionError: The store does not let this process read it.
+        ConnectionError: The store does not answer, or not as it should.
+    """
+    import tensorstore as ts
+
+    store = _bucket(directory) / f"{directory.key}/"
+    return _result(ts.ocdbt.dump(store, *node), directory, _limit(PATIENCE.answer_s), damaged=True)
 
 
 def _found(read: Any) -> Content | None:
@@ -177,9 +199,16 @@ def _existing(path: ObjectPath, read: Any) -> Content:
     return found
 
 
-def _result(future: Any, path: ObjectPath, limit: _Limit, start: int | None = None) -> Any:
+def _result(
+    future: Any,
+    path: ObjectPath,
+    limit: _Limit,
+    start: int | None = None,
+    *,
+    damaged: bool = False,
+) -> Any:
     """The result of a request. If it asked for a range from `start` on, and the object does not
-    have all of that, the error as a text.
+    have all of that, the error as a text. With `damaged`, a `ValueError` says so of what was read.
     """
     while True:
         with native_call():  # briefly, so that the interpreter can exit meanwhile
@@ -192,6 +221,8 @@ def _result(future: Any, path: ObjectPath, limit: _Limit, start: int | None = No
             except ValueError as error:
                 if start is not None and str(error).startswith(_BEYOND):
                     return str(error)
+                if damaged and str(error).startswith(_DAMAGED):
+                    raise
                 reason = str(error)
         # Without the cause, because a store quotes keys and accounts in the body of its answer.
         raise _unanswered(path, start or 0, reason) from None
@@ -208,13 +239,14 @@ def _unanswered(path: ObjectPath, start: int, reason: str) -> OSError:
     variable = _endpoint_variable(path)
     if reason.startswith(_DENIED):
         fix = (
-            "allow the account of this process s3:GetObject and s3:ListBucket on the bucket, or"
-            " choose another account with AWS_PROFILE"
+            "allow the account of this process s3:GetObject and s3:ListBucket on the bucket, and"
+            " s3:PutObject if it writes there, or choose another account with AWS_PROFILE"
         )
         if path.scheme == "gs":
             fix = (
                 "give the account of this process the role Storage Object Viewer on the bucket, or"
-                " choose another account with GOOGLE_APPLICATION_CREDENTIALS"
+                " Storage Object User if it writes there, or choose another account with"
+                " GOOGLE_APPLICATION_CREDENTIALS"
             )
         return refused(
             PermissionError,
