@@ -45,6 +45,11 @@ def variables(monkeypatch):
     return lambda given: [monkeypatch.setenv(name, value) for name, value in given.items()]
 
 
+def cluster_spec(role, other, number, port, host="127.0.0.1"):
+    places = {role: [f"{host}:{port}"], other: ["127.0.0.1:1"]}
+    return json.dumps({"cluster": places, "task": {"type": [role, other][number], "index": 0}})
+
+
 # Variables that stand for several processes, and do not say how to join them. The sign, as the
 # message names it, is the first one.
 SIGNS = {
@@ -52,9 +57,13 @@ SIGNS = {
     "a rank without a size": {"RANK": "1"},
     "a size in words": {"JAX_NUM_PROCESSES": "two"},
     "an address without a count": {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234"},
+    "no processes": {"JAX_NUM_PROCESSES": "0", "JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234"},
+    "no processes of torchrun": {"WORLD_SIZE": "0", "RANK": "0"},
+    "the number of a process alone": {"JAX_PROCESS_ID": "0"},
     "a count without an address": {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
     "torch's address without a count": {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"},
     "Slurm, outside of a step": {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"},
+    "Slurm, tasks of each node": {"SLURM_NTASKS_PER_NODE": "4", "SLURM_JOB_ID": "7"},
     "Slurm, several nodes": {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "7"},
     "Slurm, a step without its nodes": {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"},
     "Slurm, with words": {"SLURM_STEP_NUM_TASKS": "four"},
@@ -124,6 +133,7 @@ def test_a_sign_of_several_processes_that_leads_to_none_is_refused_by_name(given
 ALONE = {
     "nothing": {},
     "empty": {"WORLD_SIZE": "", "TPU_WORKER_HOSTNAMES": ""},
+    "TF_CONFIG of none": {"TF_CONFIG": "{}", "PET_NNODES": "1:1"},
     "torchrun of one": {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "localhost"},
     "one node of torchrun in two nodes of Slurm": {"WORLD_SIZE": "1", "SLURM_JOB_NUM_NODES": "2"},
     "a step of one task": {
@@ -189,6 +199,25 @@ def test_what_jax_says_about_a_job_is_passed_on(variables):
         initialize()
 
 
+@pytest.mark.parametrize(
+    ("given", "address"),
+    [
+        ({"MASTER_ADDR": "fe80::1", "MASTER_PORT": "7"}, r"\[fe80::1\]:8"),
+        ({"MASTER_ADDR": "host", "MASTER_PORT": "70000"}, "host:65535"),
+        ({"TF_CONFIG": cluster_spec("chief", "worker", 1, 0, "[fe80::1]")}, r"\[fe80::1\]:0"),
+        ({"JAX_COORDINATOR_ADDRESS": "host"}, "host:port, got 'host'"),
+    ],
+)
+def test_an_address_has_a_port(given, address, variables, monkeypatch):
+    def says(coordinator_address, **others):
+        raise ValueError(coordinator_address)
+
+    monkeypatch.setattr(jax.distributed, "initialize", says)
+    variables({"WORLD_SIZE": "2", "RANK": "1"} | given)
+    with refused(RuntimeError, f"error: +.*{address}"):
+        initialize(timeout_s=float("inf"))
+
+
 def test_a_cluster_that_a_user_teaches_jax_is_asked(variables, monkeypatch):
     from jax._src.clusters import ClusterEnv
 
@@ -243,11 +272,6 @@ def metadata_server(worker):
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2"}
 TPU_VM = {"JAX_FORCE_TPU_INIT": "1"}
 GKE = TPU_VM | {"TPU_SKIP_MDS_QUERY": "true"}
-
-
-def cluster_spec(role, other, number, port):
-    places = {role: [f"127.0.0.1:{port}"], other: ["127.0.0.1:1"]}
-    return json.dumps({"cluster": places, "task": {"type": [role, other][number], "index": 0}})
 
 
 # The variables of process `number` of two, whose coordinator may use `port`; and the GPUs that the

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,8 +18,9 @@ ALONE = (
     "if this process is alone on purpose, set JAX_NUM_PROCESSES=1 or call"
     " initialize(num_processes=1)"
 )
+_ADDRESS = "JAX_COORDINATOR_ADDRESS"
 _VARIABLES = {
-    "coordinator_address": "JAX_COORDINATOR_ADDRESS",
+    "coordinator_address": _ADDRESS,
     "num_processes": "JAX_NUM_PROCESSES",
     "process_id": "JAX_PROCESS_ID",
 }
@@ -142,7 +144,7 @@ def _by_ourselves(several: Sequence[Launch]) -> dict[str, Any]:
 def _own_gpu(several: Sequence[Launch]) -> dict[str, Any]:
     """All GPUs if the process has the node for itself, and otherwise one, as JAX chooses."""
     ranks = [launch.local_process for launch in several if launch.local_process is not None]
-    if "JAX_LOCAL_DEVICE_IDS" in os.environ or not ranks:
+    if os.environ.get("JAX_LOCAL_DEVICE_IDS") or not ranks:
         return {}
     return {"local_device_ids": [ranks[0]]} | _all_gpus(several)
 
@@ -151,13 +153,14 @@ def _all_gpus(several: Sequence[Launch]) -> dict[str, Any]:
     """Makes JAX take all GPUs if the process has the node for itself, or sees only its own."""
     counts = [launch.local_count for launch in several if launch.local_count is not None]
     sees_one = any(os.environ.get(name, ",").count(",") == 0 for name in _VISIBLE_GPUS)
-    if "JAX_LOCAL_DEVICE_IDS" in os.environ or not (counts[:1] == [1] or sees_one):
+    if os.environ.get("JAX_LOCAL_DEVICE_IDS") or not (counts[:1] == [1] or sees_one):
         return {}
     return {"local_device_ids": []}
 
 
 def _join(sign: str, arguments: Mapping[str, Any]) -> None:
     try:
+        _require_port(arguments.get("coordinator_address") or os.environ.get(_ADDRESS))
         jax.distributed.initialize(**arguments)
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         raise refused(
@@ -169,3 +172,10 @@ def _join(sign: str, arguments: Mapping[str, Any]) -> None:
             fix="correct that error; call initialize() before any other JAX call, and let every"
             f" process reach host and port of process 0; {ALONE}",
         ) from error
+
+
+def _require_port(address: str | None) -> None:
+    """Checks what JAX does not: without a port, it raises an `IndexError`, or waits in vain."""
+    if address and not re.fullmatch(r".+:\d+", address.strip()):
+        said = f"the address of the coordinator must be host:port, got {address!r}"
+        raise ValueError(said)

@@ -54,12 +54,14 @@ class _Variables:
     is_mpi: bool = False
 
     def launch(self) -> Launch | None:
-        count = _number(self.count)
+        count = _number(self.count) or None  # 0 processes are a mistake
+        is_for_jax = self.host == _ADDRESS
         shown = [self.count, self.host]
-        if count is None and _is_above(0, _value(self.process)):
-            shown.insert(1, self.process)  # a single process has number 0, too
+        # A single process has number 0, too, but nobody would say so to JAX.
+        if count is None and _is_above(-1 if is_for_jax else 0, _value(self.process)):
+            shown.insert(1, self.process)
         sign = next((name for name in shown if _value(name)), None)
-        if sign is None or count == 0:
+        if sign is None:
             return None
         return Launch(
             _shown(sign),
@@ -69,7 +71,7 @@ class _Variables:
             _number(self.local_process),
             _number(self.local_count),
             self.is_mpi,
-            is_for_jax=self.host == _ADDRESS,
+            is_for_jax,
         )
 
     def _coordinator(self) -> str | None:
@@ -78,7 +80,7 @@ class _Variables:
             return host
         port = _number(self.port)
         # torchrun has a server of its own on the port that it names.
-        return f"{host}:{_port(_PORT if port is None else port + 1)}"
+        return _address(host, _PORT if port is None else port + 1)
 
 
 _ADDRESS = "JAX_COORDINATOR_ADDRESS"
@@ -168,7 +170,7 @@ def _sagemaker() -> Launch | None:
         return None
     try:
         hosts = sorted(json.loads(_value(name)))
-        coordinator = f"{hosts[0]}:{_port(_PORT)}"
+        coordinator = _address(hosts[0], _PORT)
     except (ValueError, TypeError, LookupError):
         return Launch(_shown(name), None)
     return Launch(
@@ -182,26 +184,30 @@ def _tensorflow(name: str) -> Launch | None:
         return None
     try:
         said = json.loads(_value(name))
-        cluster, task = said["cluster"], said["task"]
+        cluster = said.get("cluster")
+        if not cluster:  # as TensorFlow takes it for one process
+            return None
+        task = said["task"]
         roles = sorted(
             cluster.keys() - {"ps", "evaluator"},
             key=lambda role: (role not in ("chief", "master"), role),
         )
         places = [(role, index) for role in roles for index in range(len(cluster[role]))]
         here = task["type"], int(task["index"])
-        host, _, port = cluster[roles[0]][0].partition(":")
+        host, port = re.fullmatch(r"(.+?)(?::(\d+))?", cluster[roles[0]][0]).groups()
     except (ValueError, TypeError, LookupError, AttributeError):
         return Launch(_shown(name), None)
     return Launch(
         _shown(name),
         len(places),
         places.index(here) if here in places else None,
-        f"{host}:{_port(int(port or _PORT))}",
+        _address(host, int(port or _PORT)),
     )
 
 
 def _is_above(limit: int, value: str) -> bool:
-    """Whether a value is a greater number; any text but a number counts as one."""
+    """Whether a value is a greater number, as "4" or "1:4"; any other text counts as one."""
+    value = value.rpartition(":")[2]
     return bool(value) and not (value.isdecimal() and int(value) <= limit)
 
 
@@ -224,6 +230,7 @@ _SIGNS: tuple[tuple[Callable[[str], bool], tuple[str, ...]], ...] = (
         (
             "SLURM_NTASKS",
             "SLURM_NPROCS",
+            "SLURM_NTASKS_PER_NODE",
             "SLURM_JOB_NUM_NODES",
             "SLURM_NNODES",
             "MEGASCALE_NUM_SLICES",
@@ -278,6 +285,7 @@ def _shown(name: str) -> str:
     return f"{name}={value[:_MAX_SHOWN]}{'...' if len(value) > _MAX_SHOWN else ''}"
 
 
-def _port(port: int) -> int:
+def _address(host: str, port: int) -> str:
     wanted = _number("JAX_COORDINATOR_PORT")  # JAX's own variable for it
-    return wanted if wanted is not None else min(port, 65535)
+    is_ipv6 = ":" in host and not host.startswith("[")
+    return f"{f'[{host}]' if is_ipv6 else host}:{min(port, 65535) if wanted is None else wanted}"

@@ -19,6 +19,8 @@ from sharding.hosts.joining import ALONE, join
 from sharding.hosts.launchers import expected_processes
 from sharding.hosts.watch import Watch
 
+_LONGEST_JOIN_S = 1_000_000  # 11 days; JAX counts milliseconds in 32 bits
+
 
 def initialize(
     *,
@@ -89,7 +91,7 @@ def initialize(
     _require_seconds(limits)
     job.limits = limits
     if not jax.distributed.is_initialized():
-        join({"initialization_timeout": math.ceil(timeout_s)} | given)
+        join({"initialization_timeout": math.ceil(min(timeout_s, _LONGEST_JOIN_S))} | given)
         job.is_complete = True
     if jax.distributed.is_initialized() and jax.process_count() > 1 and not job.is_watched:
         job.is_watched = True
