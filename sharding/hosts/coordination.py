@@ -16,6 +16,7 @@ import platform
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,6 +31,7 @@ _ROOT = "datarax_tfds"
 _PREEMPTION = "RECEIVED_PREEMPTION_NOTICE"
 _LONGEST_WAIT_MS = 2**31 - 1  # 24 days
 _CLOSE_S = 10.0
+_TASKS = Path("/proc/self/task")
 MAX_LISTED = 8  # processes that a message names
 
 
@@ -150,10 +152,13 @@ class Coordinator:
                 raise
             return False
 
-    def _asked(self, request: str, *args: Any, **options: Any) -> Any:
+    def refuse_in_forked_child(self) -> None:
+        """Raises in a child that was forked after its parent had joined a job.
+
+        A request of a child would break the connection of its parent (seen as "Missing :authority
+        header"), and the child would wait for the answer for ever, as for the devices of others.
+        """
         if self.in_forked_child:
-            # A request of a child would break the connection of its parent (seen as "Missing
-            # :authority header"), and the child would wait for the answer for ever.
             raise refused(
                 ConnectionError,
                 "jax.distributed",
@@ -162,6 +167,9 @@ class Coordinator:
                 fix="do this in the process that called initialize(); start others with"
                 " multiprocessing.get_context('spawn')",
             )
+
+    def _asked(self, request: str, *args: Any, **options: Any) -> Any:
+        self.refuse_in_forked_child()
         client = distributed.global_state.client
         reason: object = "jax.distributed has not begun, or has ended"
         if client is not None:
@@ -184,6 +192,9 @@ def _note_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_note_fork)
+if _TASKS.is_dir() and len(list(_TASKS.iterdir())) <= threading.active_count():
+    # The threads of a client are gone, so this module is imported in a forked child.
+    _note_fork()
 
 
 def listed(who: Sequence[str], separator: str = ", ", more: int = 0) -> str:

@@ -89,6 +89,7 @@ def initialize(
     _require_known(distributed)
     limits = Limits(timeout_s, stall_warn_s, stall_timeout_s)
     _require_seconds(limits)
+    job.coordinator.refuse_in_forked_child()
     job.limits = limits
     if not jax.distributed.is_initialized():
         join({"initialization_timeout": math.ceil(min(timeout_s, _LONGEST_JOIN_S))} | given)

@@ -81,9 +81,9 @@ def status_of_child(action):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def meet_in_child():
+def refused_in_child(action):
     try:
-        meet()
+        action()
     except ConnectionError as error:
         sys.exit(6 if "a forked child cannot ask" in str(error) else 0)
 
@@ -104,7 +104,8 @@ def end_children():
             "SystemExit": raise_exit,
             "exception": fail,
             "os._exit": lambda: os._exit(4),
-            "meeting": meet_in_child,
+            "meeting": lambda: refused_in_child(meet),
+            "joining": lambda: refused_in_child(initialize),
             "hook of its own": leave_by_hook,
             "grandchild": lambda: sys.exit(status_of_child(lambda: sys.exit(5))),
         }.items()
@@ -117,6 +118,7 @@ def end_children():
         "exception": 1,
         "os._exit": 4,
         "meeting": 6,
+        "joining": 6,
         "hook of its own": 7,
         "grandchild": 5,
     }, found

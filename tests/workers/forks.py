@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 
@@ -73,6 +74,11 @@ def sixteen():
 
 
 def jax_only():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    # By JAX itself, when nothing of the package `sharding` has been imported yet.
+    jax.distributed.initialize(address, 1, 0, coordinator_bind_address=address)
     jax.devices()
 
     def with_threads():  # so that no count of threads tells that the child was forked
@@ -80,6 +86,7 @@ def jax_only():
         return stream()
 
     return {
+        "joining": in_child(lambda: dt.initialize()),
         "new": in_child(stream),
         "new, with native threads": in_child(with_threads),
         "from_tfds": in_child(lambda: dt.from_tfds("tiny", "train")),
