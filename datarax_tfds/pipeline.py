@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from datarax_tfds.config.config import TFDSStreamingConfig
 from datarax_tfds.decoding.record_spec import require_arrays
 from datarax_tfds.order.cursor import Cursor, Remainder, Schedule, warn_of_repeats
 from datarax_tfds.order.sampler import BatchAt, Selection, Traced
 from datarax_tfds.order.wide_numbers import as_device_numbers
 from datarax_tfds.records.records import BatchInputs
 from datarax_tfds.runtime.copying import not_copied
-from datarax_tfds.runtime.signatures import constructor_signature
+from datarax_tfds.runtime.signatures import set_signature
 from datarax_tfds.sources.arguments import require
 from datarax_tfds.sources.prefetch import RestOfEpoch, Taken
 from datarax_tfds.sources.source import Source
@@ -31,7 +32,7 @@ from datarax_tfds.stages.programs import (
     step_program,
     through_stages,
 )
-from datarax_tfds.stages.stages import Batch, Stage, StageGraph, are_random
+from datarax_tfds.stages.stages import Batch, Stage, StageGraph, are_random, described_stage
 from datarax_tfds.state.state import Identity, cursor_from_state, to_state
 from sharding.checks import is_integer, refused
 from sharding.jax_context import OwnContext, users_context
@@ -197,6 +198,16 @@ class Pipeline(nnx.Module):
     def __iter__(self) -> Iterator[Batch]:
         """Iterates over the batches from the cursor to the end of its epoch."""
         return RestOfEpoch(self, size=0)
+
+    def __repr__(self) -> str:
+        stages = ", ".join(map(described_stage, self._graph.names, self.stages)) or "no stages"
+        remainder = self.schedule.remainder
+        return (
+            f"Pipeline: batches of {self.batch_size:,}, remainder {remainder!r}, {stages};"
+            f" {self.source!r}"
+        )
+
+    __str__ = __repr__
 
     def __len__(self) -> int:
         """The number of batches from the cursor to the end of its epoch."""
@@ -441,7 +452,7 @@ class Pipeline(nnx.Module):
         return numbers, rows, batches[-1].following.cursor
 
 
-Pipeline.__signature__ = constructor_signature(Pipeline)
+set_signature(Pipeline, [field.name for field in dataclasses.fields(TFDSStreamingConfig)])
 
 
 def _require_scannable(step_fn: Any, length: Any, modules: Any) -> None:

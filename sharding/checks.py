@@ -1,7 +1,7 @@
 """Checks of arguments, and the form of every error message."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
@@ -62,3 +62,28 @@ def nearest(wanted: str, names: Iterable[str]) -> str | None:
     by_case = {name.lower(): name for name in names}
     near = difflib.get_close_matches(wanted.lower(), by_case, n=1)
     return by_case[near[0]] if near else None
+
+
+def require_arguments(
+    subject: str, given: Iterable[str], known: Iterable[str], elsewhere: Mapping[str, str]
+) -> None:
+    """Raises a `TypeError` for a keyword that is no argument, with what was probably meant.
+
+    Args:
+        subject: The function or class that has the arguments.
+        given: The keywords.
+        known: The names of the arguments.
+        elsewhere: For a keyword that is an argument of something else, what it belongs to.
+    """
+    for name in sorted(set(given) - set(known)):
+        near = nearest(name, known)
+        fix = f"use {near}" if near else f"leave {name} out"
+        if name in elsewhere:
+            fix = f"pass {name} to {elsewhere[name]}"
+        raise refused(
+            TypeError,
+            subject,
+            f"it does not have an argument {name!r}.",
+            arguments=", ".join(sorted(known)),
+            fix=fix,
+        )

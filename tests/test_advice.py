@@ -77,6 +77,12 @@ NOT_FOLLOWED = [
         "test_a_process_that_is_not_missed_disturbs_nobody raises it, and its parents agree",
     ),
     (
+        "the address of the coordinator has no port.",
+        "use an address like ...:8476, the same for every process",
+        "it takes several processes:"
+        " test_launchers.py::test_arguments_say_what_the_environment_does_not has such an address",
+    ),
+    (
         "it takes no more work, because it was closed.",
         "read before the interpreter exits: exit handlers cannot read records",
         "the process of the tests would have to exit",

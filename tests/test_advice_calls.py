@@ -73,6 +73,18 @@ def with_made_streams(u):
 
 SOURCES = [
     Row(
+        "it does not have an argument 'shuffle'.",
+        "pass shuffle to the config of the source",
+        lambda u: Pipeline(source=u.loaded, batch_size=8, shuffle=True),
+        lambda u: u.pipeline(source=u.stream(shuffle=True)),
+    ),
+    Row(
+        "it does not have an argument 'shardin'.",
+        "use sharding",
+        lambda u: TFDSEagerSource(u.loaded.config, shardin=None),
+        lambda u: TFDSEagerSource(u.loaded.config, sharding=None),
+    ),
+    Row(
         "config must be a TFDSEagerConfig, got str.",
         "pass a config such as TFDSEagerConfig(name='mnist', split='train')",
         lambda u: TFDSEagerSource("tiny"),

@@ -205,7 +205,6 @@ def test_what_jax_says_about_a_job_is_passed_on(variables):
         ({"MASTER_ADDR": "fe80::1", "MASTER_PORT": "7"}, r"\[fe80::1\]:8"),
         ({"MASTER_ADDR": "host", "MASTER_PORT": "70000"}, "host:65535"),
         ({"TF_CONFIG": cluster_spec("chief", "worker", 1, 0, "[fe80::1]")}, r"\[fe80::1\]:0"),
-        ({"JAX_COORDINATOR_ADDRESS": "host"}, "host:port, got 'host'"),
     ],
 )
 def test_an_address_has_a_port(given, address, variables, monkeypatch):
@@ -216,6 +215,9 @@ def test_an_address_has_a_port(given, address, variables, monkeypatch):
     variables({"WORLD_SIZE": "2", "RANK": "1"} | given)
     with refused(RuntimeError, f"error: +.*{address}"):
         initialize(timeout_s=float("inf"))
+    variables({"JAX_COORDINATOR_ADDRESS": "host"})
+    with refused(RuntimeError, "coordinator_address: +host\n.*use an address like host:8476"):
+        initialize()
 
 
 def test_a_cluster_that_a_user_teaches_jax_is_asked(variables, monkeypatch):

@@ -281,6 +281,9 @@ def test_what_a_source_tells_of_itself(source, shuffle):
     assert source.get_dataset_info().splits["train"].num_examples == N
     assert re.match(r"TFDS(Eager|Streaming)Source\(tiny.*:train\): 97 records, ", str(source))
     assert repr(source) == str(source)
+    pipeline = Pipeline(source=source, stages=[jax.numpy.negative], batch_size=SIZE)
+    assert str(pipeline).startswith("Pipeline: batches of 24, remainder 'wrap', stage 0 (negative)")
+    assert str(pipeline).endswith(str(source))
 
 
 @pytest.mark.parametrize("place", EAGER.values(), ids=list(EAGER))

@@ -131,7 +131,8 @@ class RecordReader:
         read = 0
         # A file may have to be indexed first, which takes long if it is large.
         with extend_deadlines(f"finding records of {self.subject}", measured=True):
-            for number in np.unique(np.linspace(0, self.length - 1, most).astype(int)):
+            # Integers, because floats are not exact beyond 2**53.
+            for number in sorted({n * (self.length - 1) // (most - 1) for n in range(most)}):
                 read_one = partial(self.files.read_one, number)
                 try:
                     record = bounded(read_one, self.subject, self.files.slowest)

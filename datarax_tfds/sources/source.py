@@ -34,7 +34,7 @@ from datarax_tfds.records.records import Records
 from datarax_tfds.records.streaming import refuse_compiled
 from datarax_tfds.runtime.copying import not_copied
 from datarax_tfds.runtime.forks import refuse_in_forked_child
-from datarax_tfds.runtime.signatures import constructor_signature
+from datarax_tfds.runtime.signatures import set_signature
 from datarax_tfds.runtime.untraced import is_traced
 from datarax_tfds.sources.arguments import (
     numbers_of,
@@ -150,7 +150,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        cls.__signature__ = constructor_signature(cls)
+        set_signature(cls, [field.name for field in dataclasses.fields(cls._config_type)])
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("epoch", "index"):

@@ -62,7 +62,7 @@ class StageGraph:
                 raise refused(
                     TypeError,
                     "Pipeline",
-                    f"{_described(name, stage)} must return a dict of arrays, it returned"
+                    f"{described_stage(name, stage)} must return a dict of arrays, it returned"
                     f" {_kind_of(result)}.",
                     returned=type(result).__name__,
                     fix="return a dict, as {'image': batch['image']}",
@@ -70,8 +70,8 @@ class StageGraph:
             results.append(result)
         if self.sink is None:
             return batch
-        described = _described(self.names[self.sink], stages[self.sink])
-        _require_arrays(results[self.sink], described)
+        sink = described_stage(self.names[self.sink], stages[self.sink])
+        _require_arrays(results[self.sink], sink)
         return results[self.sink]
 
 
@@ -103,7 +103,7 @@ def require_stage(stage: Stage, name: str, batches: int) -> None:
         raise refused(TypeError, name, problem, takes=signature, error=error, fix=fix) from None
 
 
-def _described(name: str, stage: Stage) -> str:
+def described_stage(name: str, stage: Stage) -> str:
     """Names a stage and its function for a message, such as `stage 0 (normalize)`."""
     place = name.removeprefix("stages[").removesuffix("]") if name.startswith("stages[") else name
     function = getattr(stage, "__name__", type(stage).__name__)

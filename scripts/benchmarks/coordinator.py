@@ -177,6 +177,12 @@ def measured(count: int, wait_s: float) -> dict[str, tuple[float, float]]:
             time.sleep(wait_s)
         _join(threads + cluster.together(meet, [count - 1]))
 
+    def differ(process: int) -> None:
+        Rendezvous(cluster.jobs[process], range(count)).exchange("a meeting", f"seed {process}")
+
+    with cluster.counted("all say something else: each process", count):
+        _join(cluster.together(differ, range(count)))
+
     coordinators = [job.coordinator for job in cluster.jobs]
     with cluster.counted("the end: each process", count):
         for coordinator in coordinators[:-1]:

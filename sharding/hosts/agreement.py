@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import json
 import time
 import uuid
@@ -16,7 +17,7 @@ from sharding.checks import refused
 from sharding.errors import DisagreementError
 from sharding.hosts import coordination
 from sharding.hosts.job import job
-from sharding.hosts.rendezvous import Rendezvous, Said, arrived
+from sharding.hosts.rendezvous import Rendezvous, Said, Speakers, arrived
 
 _TELL_S = 1.0  # between two notes of progress
 
@@ -47,53 +48,57 @@ def agree(
         PeerFailedError: A process has failed; the message quotes its error.
     """
     if len(set(processes)) > 1 and jax.process_index() in processes:
-        said = _exchanged(subject, fields, processes)
+        text = _text(subject, fields)
+        with job.rendezvous_turn:
+            said = Rendezvous(job, processes).exchange(subject, text)
         if len(said) > 1:
-            raise _disagreement(said, fixes or {})
+            raise _disagreement(said, fixes or {}, len(set(processes)))
 
 
 def gathered(subject: str, value: Any, processes: Sequence[int]) -> list[Any]:
-    """Returns the values that all processes pass, in the order of the processes.
+    """Returns the different values that the processes pass, that of the lowest one first.
 
     All processes must call it, with a value in JSON types. It raises `WaitTimeoutError` and
     `PeerFailedError` as `agree` does.
     """
     if len(set(processes)) < 2 or jax.process_index() not in processes:
         return [value]
-    said = _exchanged(subject, {"value": value}, processes)
-    if len(said) == 1:
-        return [value] * len(set(processes))
-    by_process = {
-        process: json.loads(text)["value"] for text, who in said.items() for process, _ in who
-    }
-    return [by_process[process] for process in sorted(by_process)]
-
-
-def _exchanged(subject: str, fields: Mapping[str, Any], processes: Sequence[int]) -> Said:
-    text = json.dumps({"about": subject, **fields}, sort_keys=True)
+    text = _text(subject, {"value": value})
     with job.rendezvous_turn:
-        return Rendezvous(job, processes).exchange(subject, text)
+        said = Rendezvous(job, processes).exchange(subject, text, most=len(processes))
+    return [json.loads(text)["value"] for text in said]
 
 
-def _disagreement(said: Said, fixes: Mapping[str, str]) -> DisagreementError:
-    by_field: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    speakers = sorted((process, host, text) for text, who in said.items() for process, host in who)
-    for process, host, text in speakers:
+def _text(subject: str, fields: Mapping[str, Any]) -> str:
+    return json.dumps({"about": subject, **fields}, sort_keys=True)
+
+
+def _disagreement(said: Said, fixes: Mapping[str, str], count: int) -> DisagreementError:
+    by_field: dict[str, dict[str, list[Speakers]]] = defaultdict(lambda: defaultdict(list))
+    for text, speakers in said.items():
         for name, value in json.loads(text).items():
-            by_field[name][json.dumps(value)].append(coordination.named(process, host))
+            by_field[name][json.dumps(value)].append(speakers)
     facts = {
-        name: "; ".join(f"{coordination.listed(who)}: {value}" for value, who in values.items())
+        name: "; ".join(f"{_listed(who)}: {value}" for value, who in values.items())
         for name, values in by_field.items()
-        if len(values) > 1 or sum(map(len, values.values())) < len(speakers)
+        if len(values) > 1 or sum(map(len, values.values())) < len(said)
     }
+    others = count - sum(speakers.total for speakers in said.values())
     return refused(
         DisagreementError,
-        json.loads(speakers[0][-1])["about"],
+        json.loads(next(iter(said)))["about"],
         f"the processes do not agree on {', '.join(facts)}.",
         **facts,
+        **({"others": f"{others} processes with yet other values"} if others else {}),
         fix=next((fixes[field] for field in facts if field in fixes), "")
         or "start every process with the same arguments, data and versions",
     )
+
+
+def _listed(groups: Sequence[Speakers]) -> str:
+    first = sorted(itertools.chain.from_iterable(each.first for each in groups))
+    names = [coordination.named(process, host) for process, host in first]
+    return coordination.listed(names, more=sum(each.total for each in groups) - len(names))
 
 
 @functools.cache

@@ -159,8 +159,17 @@ def _all_gpus(several: Sequence[Launch]) -> dict[str, Any]:
 
 
 def _join(sign: str, arguments: Mapping[str, Any]) -> None:
+    address = str(arguments.get("coordinator_address") or os.environ.get(_ADDRESS) or "")
+    if address and not re.fullmatch(r".+:\d+", address.strip()):
+        raise refused(  # JAX would raise an IndexError in process 0, and wait in vain in others
+            RuntimeError,
+            "initialize",
+            "the address of the coordinator has no port.",
+            sign=sign,
+            coordinator_address=address,
+            fix=f"use an address like {address}:8476, the same for every process",
+        )
     try:
-        _require_port(arguments.get("coordinator_address") or os.environ.get(_ADDRESS))
         jax.distributed.initialize(**arguments)
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         raise refused(
@@ -172,10 +181,3 @@ def _join(sign: str, arguments: Mapping[str, Any]) -> None:
             fix="correct that error; call initialize() before any other JAX call, and let every"
             f" process reach host and port of process 0; {ALONE}",
         ) from error
-
-
-def _require_port(address: str | None) -> None:
-    """Checks what JAX does not: without a port, it raises an `IndexError`, or waits in vain."""
-    if address and not re.fullmatch(r".+:\d+", address.strip()):
-        said = f"the address of the coordinator must be host:port, got {address!r}"
-        raise ValueError(said)

@@ -194,7 +194,9 @@ def _tensorflow(name: str) -> Launch | None:
         )
         places = [(role, index) for role in roles for index in range(len(cluster[role]))]
         here = task["type"], int(task["index"])
-        host, port = re.fullmatch(r"(.+?)(?::(\d+))?", cluster[roles[0]][0]).groups()
+        host, _, port = cluster[roles[0]][0].rpartition(":")
+        if not port.isdecimal():  # as "host" or "[fe80::1]"
+            host, port = cluster[roles[0]][0], ""
     except (ValueError, TypeError, LookupError, AttributeError):
         return Launch(_shown(name), None)
     return Launch(

@@ -5,12 +5,12 @@ import inspect
 import math
 import numbers
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-from sharding.checks import nearest, refused
+from sharding.checks import refused, require_arguments
 from sharding.hosts.exit_cause import ExitCause
 from sharding.hosts.exit_hooks import ExitHooks
 from sharding.hosts.forked_children import isolate_forked_children
@@ -86,7 +86,9 @@ def initialize(
         "local_device_ids": local_device_ids,
     }
     given = {name: value for name, value in given.items() if value is not None} | distributed
-    _require_known(distributed)
+    own = inspect.signature(initialize).parameters.keys() - {"distributed"}
+    known = own | inspect.signature(jax.distributed.initialize).parameters.keys()
+    require_arguments("initialize", distributed, known, {})
     limits = Limits(timeout_s, stall_warn_s, stall_timeout_s)
     _require_seconds(limits)
     job.coordinator.refuse_in_forked_child()
@@ -101,21 +103,6 @@ def initialize(
         watch = Watch(job, exit_cause, fail_fast=fail_fast)
         ExitHooks(job, exit_cause, watch, fail_fast=fail_fast)
         watch.start()
-
-
-def _require_known(distributed: Iterable[str]) -> None:
-    own = inspect.signature(initialize).parameters.keys() - {"distributed"}
-    known = {*own, *inspect.signature(jax.distributed.initialize).parameters}
-    for name in distributed:
-        if name not in known:
-            near = nearest(name, known)
-            raise refused(
-                TypeError,
-                "initialize",
-                f"it does not have an argument {name!r}.",
-                arguments=", ".join(sorted(known)),
-                fix=f"use {near}" if near else f"leave {name} out",
-            )
 
 
 def _require_seconds(limits: Limits) -> None:

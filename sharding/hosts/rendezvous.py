@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sharding.checks import refused
 from sharding.errors import PeerFailedError, WaitTimeoutError
@@ -26,7 +26,16 @@ _GRACE_S = 1.5  # how long a verdict may take to reach the processes that were i
 _ERRORS = {kind.__name__: kind for kind in (PeerFailedError, WaitTimeoutError)}
 
 Result = TypeVar("Result")
-Said = dict[str, list[tuple[int, str]]]
+
+
+class Speakers(NamedTuple):
+    """The processes that said one text."""
+
+    total: int
+    first: Sequence[tuple[int, str]]  # numbers and hosts of those that a message names
+
+
+Said = dict[str, Speakers]
 
 
 class Rendezvous:
@@ -50,16 +59,21 @@ class Rendezvous:
             group, Attendance(leads=self._mine == self._lowest)
         )
 
-    def exchange(self, subject: str, text: str) -> Said:
-        """Says `text` to the others; returns each text that was said, and by which processes.
+    def exchange(self, subject: str, text: str, most: int = coordination.MAX_LISTED) -> Said:
+        """Says `text` to the others; returns each text that was said, in the order of processes.
 
-        If all say the same, the processes are left out, so that a verdict is short.
+        Every process is sent all of this, so it must not grow with their number.
+
+        Args:
+            subject: The rendezvous, for messages.
+            text: What this process says.
+            most: How many different texts are returned. Others are left out.
 
         Raises:
             PeerFailedError: One of the processes has failed or ended.
             WaitTimeoutError: Some did not come in time.
         """
-        verdict = self._missed(text) or self._met(subject, text)
+        verdict = self._missed(text) or self._met(subject, text, most)
         if self._mine in verdict["absent"]:  # and perhaps in later ones, too
             verdict = self._coordinator.note(f"{self._folder}/last") or verdict
         self._attendance.number, self._attendance.unanswered = verdict["number"], None
@@ -67,7 +81,7 @@ class Rendezvous:
             kind, message = verdict["error"]
             error = _ERRORS[kind](message)
             raise error
-        return verdict["said"]
+        return {said: Speakers(*speakers) for said, speakers in verdict["said"].items()}
 
     def _missed(self, text: str) -> dict[str, Any] | None:
         """The verdict on a call that an exception ended here, if it is one on this call, too."""
@@ -81,7 +95,7 @@ class Rendezvous:
         self._attendance.number = last["number"]  # a verdict on a call that was given up
         return None
 
-    def _met(self, subject: str, text: str) -> dict[str, Any]:
+    def _met(self, subject: str, text: str, most: int) -> dict[str, Any]:
         number = self._attendance.number + 1
         self._attendance.unanswered = text
         place = f"{self._folder}/said/{self._mine}"
@@ -89,7 +103,7 @@ class Rendezvous:
             note = {"host": self._coordinator.host, "text": text, "number": number}
             self._coordinator.put(place, note)
             if self._mine == self._lowest:
-                return self._published_verdict(number, subject)
+                return self._published_verdict(number, subject, most)
             verdict = self._coordinator.arrival(f"{self._folder}/verdict/{number}")
             limit_s = self._job.limits.timeout_s + _GRACE_S
             return arrived(self._job, verdict, limit_s, subject, self._lowest)
@@ -99,7 +113,7 @@ class Rendezvous:
                 self._coordinator.put(place, {"number": None})
             raise
 
-    def _published_verdict(self, number: int, subject: str) -> dict[str, Any]:
+    def _published_verdict(self, number: int, subject: str, most: int) -> dict[str, Any]:
         came: dict[int, Any] = {}
 
         def all_notes() -> dict[int, Any] | None:
@@ -114,7 +128,8 @@ class Rendezvous:
         verdict = {"number": number, "absent": [], "said": {}, "error": None}
         try:
             limit_s = self._job.limits.timeout_s
-            verdict["said"] = _grouped(_collected(self._job, all_notes, limit_s, subject, absent))
+            notes = _collected(self._job, all_notes, limit_s, subject, absent)
+            verdict["said"] = _grouped(notes, most)
         except (PeerFailedError, WaitTimeoutError) as error:
             # All processes raise it in the same words, even those that come too late.
             verdict |= {"absent": absent(), "error": [type(error).__name__, str(error)]}
@@ -136,11 +151,14 @@ def end_all(job: Job, note: Mapping[str, Any]) -> None:
             _publish(job, f"agree/{group}", verdict | {"error": ["PeerFailedError", str(error)]})
 
 
-def _grouped(notes: Mapping[int, Any]) -> Said:
-    said: Said = defaultdict(list)
-    for process, note in notes.items():
-        said[note["text"]].append((process, note["host"]))
-    return said if len(said) > 1 else {text: [] for text in said}
+def _grouped(notes: Mapping[int, Any], most: int) -> Said:
+    by_text: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for process, note in sorted(notes.items()):
+        by_text[note["text"]].append((process, note["host"]))
+    return {
+        text: Speakers(len(who), who[: coordination.MAX_LISTED])
+        for text, who in itertools.islice(by_text.items(), most)
+    }
 
 
 def arrived(job: Job, told: Future[Result], limit_s: float, subject: str, by: int) -> Result:
