@@ -1,6 +1,6 @@
 """Shows what one host of a thousand does to read a split of a billion records in 10,000 files.
 
-python scripts/benchmarks/benchmark_scale.py
+python scripts/benchmarks/billion_records.py
 
 The split has 8 TB in sparse files: only the records that are read are on the disk. Its indexes are
 there. Last, indexes of real files are built, on one core.

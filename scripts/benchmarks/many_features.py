@@ -1,6 +1,6 @@
 """Compares tables of hundreds of scalar features with plain gathers of the same columns.
 
-python scripts/benchmarks/wide.py --features 400
+python scripts/benchmarks/many_features.py --features 400
 """
 
 import itertools
