@@ -22,6 +22,7 @@ OF_PROCESSES = {
     "test_launchers",
     "test_preparing",
     "test_processes",
+    "test_store_processes",
     "test_train",
 }
 
@@ -60,6 +61,7 @@ SLOW = {
     "test_scan.py::TestTraining": True,
     "test_second_try.py": False,
     "test_source.py::TestWithinPrograms": True,
+    "test_store_processes.py": False,
     "test_stored_jobs.py": False,
     "test_traced_uses.py": False,
     "test_strata.py": False,

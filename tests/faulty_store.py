@@ -18,12 +18,16 @@ PAGE = 1000  # names in an answer of GCS
 
 
 class Request(NamedTuple):
-    """What was asked for: `list`, `stat`, `read` or `write`, of an object, and the bytes sent."""
+    """What was asked for: `list`, `stat`, `read` or `write`, of an object, and the bytes sent.
+
+    `who` is what the process that asks has in `GS_USER_PROJECT`.
+    """
 
     kind: str
     name: str
     range: tuple[int, int] | None = None
     answered: int = 0
+    who: str = ""
 
 
 class FaultyStore:
@@ -34,17 +38,21 @@ class FaultyStore:
         generations: The generation of each object that is not 1.
         requests: What was asked for so far.
         fault: Returns for a request what is wrong with the answer: a status, `reset` in the middle
-            of the body, `short` for half of the bytes, `wrong` for one bit flipped, `hang`; None if
-            nothing is.
+            of the body, `short` for half of the bytes, `wrong` for one bit flipped, `replaced` for
+            another generation, `late` by a second, `hang`; None if nothing is.
+        told: Is called with what a process says by a request to `/tell`.
         latency_s: How late each answer is.
+        url: Where it is served.
         writable: Whether objects can be written.
     """
 
     def __init__(self):
+        self.url = ""
         self.objects: dict[str, bytes] = {}
         self.generations: dict[str, int] = {}
         self.requests: list[Request] = []
         self.fault: Callable[[Request], str | int | None] = lambda _: None
+        self.told: Callable[[dict[str, str]], None] = lambda _: None
         self.latency_s = 0.0
         self.writable = True
 
@@ -82,6 +90,10 @@ class FaultyStore:
         name = urllib.parse.unquote(url.path.partition("/o/")[2]) or query.get("name", "")
         status, content, extra = 404, b"{}", {}
         asked = None
+        if url.path == "/tell":
+            self.told(query)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            return True
         if method == "POST":
             kind = "write"
             status = 200 if self.writable else 403
@@ -100,7 +112,7 @@ class FaultyStore:
             kind = "read"
             if name in self.objects:
                 status, content, extra, asked = self._part(name, headers.get("range"))
-        request = Request(kind, name, asked, len(content))
+        request = Request(kind, name, asked, len(content), query.get("userProject", ""))
         self.requests.append(request)
         fault = self.fault(request)
         if isinstance(fault, int):
@@ -113,7 +125,11 @@ class FaultyStore:
                 stop = asked[0] + len(content) - 1
                 total = len(self.objects[name])
                 extra = extra | {"Content-Range": f"bytes {asked[0]}-{stop}/{total}"}
-        elif fault == "wrong":
+        elif fault == "late":
+            await asyncio.sleep(1.0)
+        elif fault == "replaced":
+            extra = extra | {"x-goog-generation": 2}
+        elif fault == "wrong" and content:
             content = content[:-1] + bytes([content[-1] ^ 1])
         lines = [f"HTTP/1.1 {status} Status", f"Content-Length: {len(content)}"]
         lines += [f"{key}: {value}" for key, value in extra.items()]
@@ -165,7 +181,8 @@ class FaultyStore:
         thread = threading.Thread(target=loop.run_forever, daemon=True)
         thread.start()
         try:
-            with environment(TENSORSTORE_GCS_HTTP_URL=f"http://127.0.0.1:{port}"):
+            store.url = f"http://127.0.0.1:{port}"
+            with environment(TENSORSTORE_GCS_HTTP_URL=store.url):
                 yield store
         finally:
             loop.call_soon_threadsafe(loop.stop)

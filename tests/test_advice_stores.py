@@ -105,7 +105,42 @@ def lines_of_a_log(u, *, right):
         return audit(CursorLog.lines(f"gs://{BUCKET}/{'log' if right else 'lag'}"))
 
 
+def moved(u, saved, **fields):
+    """Goes on with the data in a store from where a run on a disk was, which had other fields."""
+    state = u.stream(name="tiny", shuffle=True, **saved).get_state()
+    with serving(u, "tiny"):
+        stream = u.stream(name="tiny", data_dir=DATASETS, shuffle=True, **fields)
+        stream.set_state(state)
+        return stream.get_batch(8)
+
+
+BLOCKS = {"access": "sequential", "block_size": 8, "shuffle_buffer_size": 16}
+DIFFERS = "the saved state and this run differ in order."
+AS_IT_WAS = "build the source and the pipeline as they were, with"
+AFRESH = "; or start afresh with reset()"
+
 ROWS = [
+    Row(
+        DIFFERS,
+        f"{AS_IT_WAS} access='random', strata=None{AFRESH}",
+        lambda u: moved(u, {}),
+        lambda u: moved(u, {}, access="random", strata=None),
+        lambda u: read(u),
+    ),
+    Row(
+        DIFFERS,
+        f"{AS_IT_WAS} access='sequential', block_size=8, shuffle_buffer_size=16{AFRESH}",
+        lambda u: moved(u, BLOCKS),
+        lambda u: moved(u, BLOCKS, **BLOCKS),
+        lambda u: read(u),
+    ),
+    Row(
+        DIFFERS,
+        f"{AS_IT_WAS} strata=8{AFRESH}",
+        lambda u: moved(u, {"strata": 8}),
+        lambda u: moved(u, {"strata": 8}, strata=8),
+        lambda u: read(u),
+    ),
     Row(
         "data_dir must name a bucket, and no directory '', '.' or '..'.",
         "use data_dir='gs://bucket/datasets'",

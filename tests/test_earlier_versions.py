@@ -8,11 +8,14 @@ from pathlib import Path
 
 import orbax.checkpoint as ocp
 import pytest
+from faulty_store import FaultyStore
 from indexes import record_starts
+from object_servers import BUCKET, environment
 
 from datarax_tfds import Cursor, Pipeline, audit
 from datarax_tfds.checkpoint import DataRestore, latest_valid_step
 from datarax_tfds.files.tfrecord import scanned_starts
+from datarax_tfds.state import state_file
 
 EARLIER = Path(__file__).parent / "golden" / "earlier"
 COMMITS = ["906bba5", "2bb0494"]
@@ -50,6 +53,20 @@ def test_a_checkpoint_is_restored_and_the_same_batches_follow(data_dir, tmp_path
     assert {key for key in now if now[key] != restored.data[key]} == of_the_files
     assert name != "eager" or restored.model["w"].tolist() == [0, 1, 2]
     assert [pipeline.step()["id"].tolist() for _ in following] == following
+
+
+@pytest.mark.parametrize("commit", COMMITS)
+@pytest.mark.parametrize("name", ["eager", "blocks"])
+def test_a_run_goes_on_with_a_copy_of_the_data_in_a_store(data_dir, tmp_path, commit, name):
+    state = state_file.read(EARLIER / commit / name / str(write.STEPS) / "data")
+    following = json.loads((EARLIER / commit / "following.json").read_text())[name]
+    with FaultyStore.started() as store, environment(XDG_CACHE_HOME=str(tmp_path / "cache")):
+        store.put(data_dir, "datasets")
+        source = write.sources(f"gs://{BUCKET}/datasets")[name]
+        pipeline = Pipeline(source=source, batch_size=write.SIZE)
+        pipeline.set_state(state)
+        assert pipeline.get_state()["fingerprint"] != state["fingerprint"]
+        assert [pipeline.step()["id"].tolist() for _ in following] == following
 
 
 @pytest.mark.parametrize("commit", COMMITS)

@@ -1,4 +1,6 @@
-"""Killed at random, gone on with on another number of hosts: exactly once, in the same order."""
+"""Killed at random, gone on with on another number of hosts, from a disk or from a store: exactly
+once, in the same order.
+"""
 
 import itertools
 import json
@@ -10,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import launch_local
+import object_servers
 import pytest
 from checkout import GUARD_S, WORKERS
 from contract import N
@@ -57,27 +60,44 @@ KINDS = itertools.cycle(["eager", "streaming", "streaming"])
 COUNTS = itertools.cycle([4, 2, 3, 1])
 BATCHES = itertools.cycle([12, 24, 36, 12, 48])
 MOMENTS = itertools.cycle(["random", "save", "random", "epoch", "restore", "random"])
+# Where the next run reads the data.
+PLACES = ["disk", "store", "store", "disk", "disk", "store", "disk"]
 FULL = [
     *itertools.islice(zip(KINDS, COUNTS, BATCHES, MOMENTS, strict=False), 26),
     ("eager", 4, 12, None),
 ]
 
 
+@pytest.fixture
+def store(data_dir, tmp_path):
+    """A store with the dataset that is on the disk."""
+    datasets = f"gs://{object_servers.BUCKET}/datasets"
+    with (
+        object_servers.gcs(tmp_path / "gcs") as variables,
+        object_servers.environment(XDG_CACHE_HOME=str(tmp_path / "cache"), **variables),
+    ):
+        object_servers.upload(data_dir / "tiny", f"{datasets}/tiny")
+        yield datasets
+
+
 @pytest.mark.timeout(3600)
 def test_killed_and_gone_on_with_elsewhere_every_record_comes_once(
-    data_dir, tmp_path, figure, full
+    data_dir, tmp_path, figure, full, store
 ):
     plan = FULL if full else SHORT
     chance = random.Random(7)
     checkpoints = tmp_path / "checkpoints"
     history = []
     kills = 0
-    for number, (kind, count, batch_size, moment) in enumerate(plan):
+    for number, ((kind, count, batch_size, moment), place) in enumerate(
+        zip(plan, itertools.cycle(PLACES))
+    ):
         logs = tmp_path / f"run-{number}"
         logs.mkdir()
         ledger = logs / "ledger"
         epochs = 10_000 if moment else len(replayed(history)) // N + 3
-        command = [sys.executable, WORKER, data_dir, checkpoints, ledger, kind, batch_size, epochs]
+        datasets = data_dir if place == "disk" else store
+        command = [sys.executable, WORKER, datasets, checkpoints, ledger, kind, batch_size, epochs]
         processes = launch_local.start(count, [*map(str, command), str(moment)], logs)
         steps = chance.randint(5, 9) if moment == "random" else float("inf")
         deadline = time.monotonic() + GUARD_S

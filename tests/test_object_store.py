@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import object_servers
 import pytest
 from checkout import GUARD_S, ROOT
+from conftest import wait_for
 from faulty_store import FaultyStore
 from object_servers import BUCKET, environment, upload
 from refusals import refused
@@ -64,6 +66,10 @@ def store(data_dir):
         for name in ("tiny", "tiny_array"):
             store.put(data_dir / name, f"datasets/{name}")
         yield store
+        # Otherwise they would go on with the store of the next test.
+        wait_for(
+            lambda: not any("datarax_tfds_open" in each.name for each in threading.enumerate())
+        )
 
 
 @pytest.fixture
@@ -138,7 +144,7 @@ class TestRealServers:
         assert {name for name in object_store.names(there) if name.startswith(TRAIN)} == {
             f"{TRAIN}-{shard:05}-of-00004" for shard in range(4)
         }
-        shutil.rmtree(cache / "record_index")
+        shutil.rmtree(cache, ignore_errors=True)
         equal(batches(source), batches(stream(f"{scheme}://{BUCKET}/datasets")))
 
     def test_a_dataset_is_opened_without_tensorflow(self, served):
@@ -253,6 +259,15 @@ class TestFaults:
         for name in [name for name in store.objects if ".record_index" in name]:
             store.objects[name] = store.objects[name][:-8] + bytes(8)
         equal(batches(stream(DATASETS)), batches(stream(data_dir)))
+
+
+class TestSizes:
+    @pytest.mark.parametrize("megabytes", [0, 0.001, 1, 2.5, 3, 7.9, 8, 33])
+    def test_the_length_of_an_object_is_found_without_reading_it(self, store, megabytes):
+        length = int(megabytes * (1 << 20))
+        store.objects["x"] = bytes(length)
+        assert object_store.object_bytes(ObjectPath.parse(f"gs://{BUCKET}/x")) == length
+        assert sum(each.answered for each in store.requests) <= 2 << 20
 
 
 class TestBlocks:

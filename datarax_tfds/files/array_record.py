@@ -70,5 +70,8 @@ class ArrayRecordOpener:
     def rebuild_index(self, path: PurePath) -> bool:  # noqa: ARG002
         return False  # the index is part of the file, and has a checksum
 
+    def first_record(self, path: PurePath) -> None:  # noqa: ARG002
+        return None  # the index is part of the file
+
     def unindexed(self, paths: Sequence[PurePath]) -> Sequence[PurePath]:  # noqa: ARG002
         return ()

@@ -77,6 +77,10 @@ class FileOpener(Protocol):
         """
         ...
 
+    def first_record(self, path: PurePath) -> bytes | None:
+        """The first record of a file; None if that is not cheaper to read without an index."""
+        ...
+
 
 # By their names in TFDS.
 FORMATS: dict[str, Callable[[], FileOpener]] = {

@@ -22,7 +22,7 @@ from datarax_tfds.files.kept_blocks import KeptBlocks
 from datarax_tfds.files.record_index import RecordIndex, index_content, size_in_index
 from datarax_tfds.files.stored_file import StoredFile, file_names
 from datarax_tfds.files.stored_object import ObjectStream, StoredObject, require_same, version_of
-from datarax_tfds.files.tfrecord import TFRecordFile, scanned_starts
+from datarax_tfds.files.tfrecord import TFRecordFile, first_record, scanned_starts
 from datarax_tfds.files.tfrecord_index import TFRecordOpener
 from datarax_tfds.runtime.disk_cache import DiskCache
 from datarax_tfds.runtime.small_files import cache_directory, draft_of, name_in_cache
@@ -81,6 +81,11 @@ class TFRecordObjectOpener:
         if self._cache is None:
             return file
         return KeptBlocks(file, f"{path} ".encode() + now, self._cache)
+
+    def first_record(self, path: PurePath) -> bytes | None:
+        """The first record of an object, so that not every host reads all of it for an index."""
+        path = cast(ObjectPath, path)
+        return first_record(StoredObject(path, self._generations.of(path), 0))
 
     def rebuild_index(self, path: PurePath) -> bool:
         """Builds the index of an object again, at most once; returns whether it did."""
@@ -213,6 +218,9 @@ class ArrayRecordObjectOpener:
         with contextlib.suppress(OSError):
             os.utime(copy)  # it was used last
         return ArrayRecordFile(copy, named=path)
+
+    def first_record(self, path: PurePath) -> None:  # noqa: ARG002
+        return None  # a copy of the object is needed anyway
 
     def rebuild_index(self, path: PurePath) -> bool:  # noqa: ARG002
         return False  # the index is part of the file, and has a checksum

@@ -60,6 +60,7 @@ class RecordFiles:
         open_file: Opens a file: see `FileOpener`.
         rebuild_index: The method of `FileOpener`.
         unindexed: The method of `FileOpener`.
+        first_record: Returns the first record of a file if that needs no index; else None.
         index_bytes: That of `FileOpener`.
         max_open: How many files stay open, those used last. By default, a quarter of the files that
             the process may have open (`ulimit -n`), since a file and its index take two; and no
@@ -77,6 +78,7 @@ class RecordFiles:
         open_file: Callable[[PurePath], RecordFile],
         rebuild_index: Callable[[PurePath], bool] = lambda _: False,
         unindexed: Callable[[Sequence[PurePath]], Sequence[PurePath]] = lambda paths: paths,
+        first_record: Callable[[PurePath], bytes | None] = lambda _: None,
         *,
         index_bytes: int = 0,
         max_open: int | None = None,
@@ -89,6 +91,7 @@ class RecordFiles:
         self._open_file = open_file
         self._rebuild_index = rebuild_index
         self._unindexed = unindexed
+        self._first_record = first_record
         self._max_open = max_open or _open_limit(index_bytes * max(p.length for p in pieces))
         self._opening_threads = opening_threads
         self._pool = ThreadPool(reading_threads, "datarax_tfds_store") if reading_threads else None
@@ -143,7 +146,13 @@ class RecordFiles:
         return self._read(numbers)
 
     def read_one(self, number: int) -> bytes:
-        """The serialized record of one number; raises as `read`."""
+        """The serialized record of one number; raises as `read`.
+
+        The first record of a file may be read before its index is built.
+        """
+        first = self._pieces[0]
+        if number == 0 and first.skip == 0 and (record := self._first_record(first.path)):
+            return record
         return self._read(np.array([number]))[0]
 
     def _read(self, numbers: np.ndarray) -> list[bytes]:

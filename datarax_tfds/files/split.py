@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -23,9 +23,10 @@ from datarax_tfds.files.record_files import Piece, RecordFiles
 from datarax_tfds.files.stored_file import file_names, file_size, size_in_words
 from datarax_tfds.runtime.disk_cache import DiskCache
 from datarax_tfds.runtime.forks import refuse_in_forked_child
-from datarax_tfds.runtime.threads import bounded
+from datarax_tfds.runtime.threads import ThreadPool, bounded
 from datarax_tfds.stores.metadata_copy import MetadataCopy
 from datarax_tfds.stores.object_path import ObjectPath
+from datarax_tfds.stores.object_store import object_bytes
 from sharding.checks import nearest, refused
 
 _BLOCK_RECORDS = 8
@@ -159,6 +160,7 @@ def _split_of(prepared: Prepared, config: AnyConfig, subject: str) -> Split:
             opener,
             opener.rebuild_index,
             opener.unindexed,
+            opener.first_record,
             index_bytes=opener.index_bytes,
             opening_threads=THREADS if remote else 8,
             reading_threads=THREADS if remote else 0,
@@ -354,12 +356,22 @@ def _fingerprint(pieces: Iterable[Piece], split_bytes: Mapping[str, int]) -> str
 
 def _earlier_fingerprints(pieces: Sequence[Piece]) -> tuple[str, ...]:
     """Digests with the sizes of the files; the second, which is older, counts a file for each slice
-    that takes records of it. Earlier versions read no store, which does not tell sizes either.
+    that takes records of it. Earlier versions read no store, but perhaps a copy on a disk.
     """
-    if isinstance(pieces[0].path, ObjectPath):
-        return ()
-    files = [f"{piece.path.name} {piece.length} {file_size(piece.path)}" for piece in pieces]
+    files = [f"{piece.path.name} {piece.length} {size}" for piece, size in _with_sizes(pieces)]
     return _digest(set(files)), _digest(files)
+
+
+def _with_sizes(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, int]]:
+    if not isinstance(pieces[0].path, ObjectPath):
+        yield from ((piece, file_size(piece.path)) for piece in pieces)
+        return
+    pool = ThreadPool(THREADS, "datarax_tfds_sizes")
+    try:
+        sizes = [pool.submit(object_bytes, piece.path) for piece in pieces]
+        yield from ((piece, size.result()) for piece, size in zip(pieces, sizes, strict=True))
+    finally:
+        pool.close()
 
 
 def _digest(lines: Iterable[str]) -> str:

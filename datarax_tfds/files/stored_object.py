@@ -11,7 +11,7 @@ from datarax_tfds.errors import DataLossError
 from datarax_tfds.files.stored_file import FileVersion
 from datarax_tfds.runtime.copying import not_copied
 from datarax_tfds.stores.object_path import ObjectPath
-from datarax_tfds.stores.object_store import PendingRanges, read_ranges
+from datarax_tfds.stores.object_store import PendingRanges, read_object, read_ranges
 from sharding.checks import refused
 
 _WINDOW_BYTES = 4 << 20
@@ -114,9 +114,9 @@ class ObjectStream:
 
     def _extended(self) -> bool:
         """Holds another window of the object; False at its end."""
-        # First one window alone, because many objects are not longer.
-        ahead = _WINDOWS_AHEAD if self._requested else 0
-        while not self._ended and len(self._ahead) <= ahead:
+        if not self._requested and self._is_short():
+            return True
+        while not self._ended and len(self._ahead) <= _WINDOWS_AHEAD:
             window = self._requested, self._requested + _WINDOW_BYTES
             self._ahead.append(PendingRanges(self._path, [window]))
             self._requested += _WINDOW_BYTES
@@ -130,3 +130,19 @@ class ObjectStream:
             self._ahead.clear()
         self._held += window.content
         return bool(window.content)
+
+    def _is_short(self) -> bool:
+        """Whether the object has less than a window, which then is held as a whole.
+
+        The answer to a range beyond the end of an object is thrown away by TensorStore, and is
+        requested again. So a short object would cross the network twice.
+        """
+        (end,) = read_ranges(self._path, [(_WINDOW_BYTES - 1, _WINDOW_BYTES)])
+        if end.content:
+            return False
+        found = read_object(self._path)
+        if found is None:
+            return False  # what follows says so
+        require_same(self._path, self._generation, found.generation)
+        self._held, self._requested, self._ended = found.content, _WINDOW_BYTES, True
+        return True

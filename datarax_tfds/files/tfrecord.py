@@ -118,6 +118,22 @@ def _crc_tables() -> np.ndarray:
     return crcs
 
 
+def first_record(file: Readable) -> bytes | None:
+    """The first record of a file, for which no index is needed; None if it is damaged."""
+    head = file.read_at(0, _HEADER.size)
+    if len(head) < _HEADER.size:
+        return None
+    length, crc = _HEADER.unpack(head)
+    if _masked(google_crc32c.value(head[: _LENGTH.size])) != crc or length > _MAX_READ_BYTES:
+        return None
+    frame = file.read_at(0, FRAME_BYTES + length)
+    record, written = frame[_HEADER.size : -_FOOTER_BYTES], frame[-_FOOTER_BYTES:]
+    if len(frame) < FRAME_BYTES + length:
+        return None
+    sound = _masked(google_crc32c.value(record)) == int.from_bytes(written, "little")
+    return record if sound else None
+
+
 @not_copied
 class TFRecordFile:
     """An open TFRecord file; every checksum is verified.

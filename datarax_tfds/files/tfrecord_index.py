@@ -89,6 +89,9 @@ class TFRecordOpener:
             self._unkept[path] = index
         return True
 
+    def first_record(self, path: PurePath) -> None:  # noqa: ARG002
+        return None  # all processes of a host share the pages of the file
+
     def unindexed(self, paths: Sequence[PurePath]) -> list[PurePath]:
         """The files among these that have no index yet, found by listing the places of indexes."""
         found: list[PurePath] = []

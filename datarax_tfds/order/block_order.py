@@ -71,6 +71,14 @@ class BlockOrder:
             fix="use the version of datarax_tfds that saved it",
         )
 
+    @property
+    def arguments(self) -> str:
+        """The arguments of a config that give this order."""
+        return (
+            f"access='sequential', block_size={self.block_size},"
+            f" shuffle_buffer_size={self.block_size * self._lanes}"
+        )
+
     def host_numbers(self, epoch: int, start: int, stop: int, stride: int = 0) -> np.ndarray:  # noqa: ARG002
         """The numbers of the records at positions `[start, stop)` of an epoch, as in `Order`."""
         parts = [np.empty(0, np.int64)]

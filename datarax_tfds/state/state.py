@@ -11,7 +11,9 @@ from typing import Any
 
 from datarax_tfds.errors import StateMismatchError
 from datarax_tfds.order import order
+from datarax_tfds.order.block_order import BlockOrder
 from datarax_tfds.order.cursor import Cursor, Remainder
+from datarax_tfds.order.strata import StrataOrder
 from sharding.checks import error_message, refused
 
 _log = logging.getLogger(__name__)
@@ -108,6 +110,8 @@ def cursor_from_state(
     differing = [name for name in IDENTITY if not same.get(name, fields[name] == now[name])]
     if differing:
         given = [f"{name}={fields[name]!r}" for name in differing if name in _ARGUMENTS]
+        if "order" in differing:
+            given.append(_arguments_of_order(fields))
         precision = ", and under the same jax_enable_x64" * ("features" in differing)
         raise refused(
             StateMismatchError,
@@ -120,6 +124,16 @@ def cursor_from_state(
         )
     _warn_of_other_code(fields.get("user_code"), identity.user_code, subject)
     return Cursor(fields["epoch"], fields["index"])
+
+
+def _arguments_of_order(fields: Mapping[str, Any]) -> str:
+    """The arguments of a config that give the order of a saved state."""
+    version, length = fields["order"], fields["records"]
+    if not isinstance(version, str):
+        return "access='random', strata=None"
+    if strata := StrataOrder.of_version(version, length, None):
+        return f"strata={strata.strata}"
+    return BlockOrder.of_version(version, length, seed=0).arguments
 
 
 def _warn_of_other_code(saved: str | None, now: str | None, subject: str) -> None:

@@ -25,6 +25,7 @@ _POLL_S = 0.5
 _SHORT_ANSWERS = 3  # how often a range is requested again if the answer is too short
 # What TensorStore says of a range that it did not get whole.
 _PARTIAL = re.compile(r"was not satisfied by response with byte range .* total size (\d+)")
+_TAIL_BYTES = 1 << 20
 _NO_NAME = ".datarax_tfds"  # of no object
 _BEYOND = "OUT_OF_RANGE"
 _DENIED = "PERMISSION_DENIED"
@@ -90,6 +91,24 @@ def generation(path: ObjectPath) -> bytes:
     limit = _limit(PATIENCE.answer_s)
     future = _bucket(path).read(path.key, byte_range=slice(0, 0))
     return _existing(path, _result(future, path, limit)).generation
+
+
+def object_bytes(path: ObjectPath) -> int:
+    """The length of an object. A store does not say it, so its end is searched for, in a few round
+    trips for each power of two above 1 MiB. Raises as `read_ranges`.
+    """
+
+    def has(count: int) -> bool:
+        return bool(read_ranges(path, [(count - 1, count)])[0].content)
+
+    least, step = 0, _TAIL_BYTES
+    while has(least + step):
+        least, step = least + step, 2 * step
+    while step > _TAIL_BYTES:
+        step //= 2
+        if has(least + step):
+            least += step
+    return least + len(read_ranges(path, [(least, least + step)])[0].content)
 
 
 def read_ranges(path: ObjectPath, ranges: Sequence[tuple[int, int]]) -> list[Content]:

@@ -58,7 +58,9 @@ if KIND == "eager":
     config = TFDSEagerConfig(layout="sharded", **fields)
     source = TFDSEagerSource(config, sharding=batch_sharding(mesh))
 else:
-    source = TFDSStreamingSource(TFDSStreamingConfig(**fields), sharding=batch_sharding(mesh))
+    # In a store, the default would be another order.
+    config = TFDSStreamingConfig(access="random", **fields)
+    source = TFDSStreamingSource(config, sharding=batch_sharding(mesh))
 pipeline = Pipeline(source=source, batch_size=int(BATCH_SIZE))
 ledger = os.open(
     f"{LEDGER}-{jax.process_index()}.jsonl", os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644
