@@ -52,7 +52,7 @@ def reading(options: Options, data_dir: Path) -> Table:
         seed=SEED,
         prefetch_buffer=0,
     )
-    table = Table("what", "seconds", "memory", "file operations", title=f"{len(split):,} records")
+    table = Table("what", "seconds", "of a core", "memory", "file operations", title=f"{len(split):,} records")
     read_by_tfds(split)  # imports TensorFlow
     for _ in range(options.rounds):
         with row(table, "TFDS alone reads the metadata"):
@@ -93,11 +93,12 @@ def check(rows: object, numbers: np.ndarray, split: SparseSplit) -> None:
 
 @contextmanager
 def row(table: Table, what: str) -> Iterator[None]:
-    before, start = resident_bytes(), time.perf_counter()
+    before, start, core = resident_bytes(), time.perf_counter(), time.process_time()
     with file_operations() as counts:
         yield
-    seconds, grown = time.perf_counter() - start, resident_bytes() - before
-    table.add_row(what, f"{seconds:.2f}", f"{grown / 2**20:+.0f} MiB", listed(counts))
+    seconds, core_s = time.perf_counter() - start, time.process_time() - core
+    memory = f"{(resident_bytes() - before) / 2**20:+.0f} MiB"
+    table.add_row(what, f"{seconds:.2f}", f"{core_s:.2f}", memory, listed(counts))
 
 
 def listed(counts: Counter[str]) -> str:
