@@ -156,10 +156,12 @@ ROWS = [
     Row(
         "the store holds no prepared dataset of that name.",
         "prepare it where TFDS can write (tfds build tiny), and copy its directory there; or set"
-        " data_dir to the directory that holds the dataset",
-        lambda u: read(u, "tiny_array"),
+        " data_dir to the directory that holds the dataset; or, if it is there, let the account of"
+        " this process list the bucket (Storage Object Viewer, s3:ListBucket)",
+        lambda u: read(u, fault=lambda request: 403 if request.kind == "list" else None),
         lambda u: read(u, "tiny_array", "tiny"),
         lambda u: read(u, data_dir=f"{DATASETS}/tiny"),
+        lambda u: read(u),
     ),
     Row(
         "the object was replaced after its records were counted.",

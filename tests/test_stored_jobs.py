@@ -3,6 +3,8 @@
 import logging
 import re
 import shutil
+import subprocess
+import sys
 import threading
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 import object_servers
 import orbax.checkpoint as ocp
 import pytest
+from checkout import GUARD_S, ROOT
 from faulty_store import FaultyStore
 from object_servers import BUCKET, environment, upload
 from refusals import refused
@@ -230,6 +233,14 @@ class TestCursorLog:
         store.writable = False
         with refused(PermissionError, "Storage Object User"):
             CursorLog(f"gs://{BUCKET}/log", pipeline).flush()
+
+    def test_the_last_lines_are_written_before_the_interpreter_exits(self, store):
+        code = (
+            "from datarax_tfds.history.log_files import log_at\n"
+            f"log_at('gs://{BUCKET}/log').append(b'the last\\n')\n"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=GUARD_S, cwd=ROOT)
+        assert list(CursorLog.lines(f"gs://{BUCKET}/log")) == ["the last\n"]
 
     def test_no_thread_is_left_when_all_is_written(self, store, pipeline):
         self.run(f"gs://{BUCKET}/log", pipeline, 1).flush()

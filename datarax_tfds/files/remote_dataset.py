@@ -54,10 +54,12 @@ def refuse_absent(name: str, data_dir: ObjectPath, subject: str) -> NoReturn:
     if (found := suggestion(wanted, [copy.local(data_dir)])) is not None:
         problem, fix = found
     else:
+        # TensorStore takes a listing of `gs://` that is denied for an empty one.
         problem = "the store holds no prepared dataset of that name."
         fix = (
             f"prepare it where TFDS can write (tfds build {wanted}), and copy its directory there;"
-            " or set data_dir to the directory that holds the dataset"
+            " or set data_dir to the directory that holds the dataset; or, if it is there, let the"
+            " account of this process list the bucket (Storage Object Viewer, s3:ListBucket)"
         )
     raise refused(DatasetNotFoundError, subject, problem, searched=data_dir / wanted.name, fix=fix)
 
