@@ -12,8 +12,10 @@ under way at once is its own setting, too: 32, or `TENSORSTORE_GCS_REQUEST_CONCU
 import functools
 import os
 import re
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from datarax_tfds.errors import RESTORE, DataLossError
@@ -21,6 +23,8 @@ from datarax_tfds.runtime.threads import native_call
 from datarax_tfds.stores.object_path import ObjectPath
 from sharding.checks import refused
 
+_GCS_VARIABLE = "TENSORSTORE_GCS_HTTP_URL"
+_opening = threading.Lock()
 _POLL_S = 0.5
 _SHORT_ANSWERS = 3  # how often a range is requested again if the answer is too short
 # What TensorStore says of a range that it did not get whole.
@@ -279,7 +283,7 @@ def _unanswered(path: ObjectPath, start: int, reason: str) -> OSError:
         str(path),
         "the store does not answer as it should.",
         **facts,
-        endpoint=os.environ.get(variable, "the public one"),
+        endpoint=_endpoint(path) or "the public one",
         fix=f"check with another client whether this host can read the object, and whether"
         f" {variable} is right, if it is set; then start again, and the run goes on where it was"
         " saved",
@@ -287,20 +291,41 @@ def _unanswered(path: ObjectPath, start: int, reason: str) -> OSError:
 
 
 def _endpoint_variable(path: ObjectPath) -> str:
+    usual, other = "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"
     if path.scheme == "gs":
-        return "TENSORSTORE_GCS_HTTP_URL"
-    return "AWS_ENDPOINT_URL_S3" if "AWS_ENDPOINT_URL_S3" in os.environ else "AWS_ENDPOINT_URL"
+        usual, other = "STORAGE_EMULATOR_HOST", _GCS_VARIABLE
+    return other if other in os.environ else usual
+
+
+def _endpoint(path: ObjectPath) -> str | None:
+    """The server to ask in place of the public one."""
+    variable = _endpoint_variable(path)
+    endpoint = os.environ.get(variable)
+    if endpoint and variable == "STORAGE_EMULATOR_HOST" and "://" not in endpoint:
+        return f"http://{endpoint}"
+    return endpoint
 
 
 def _bucket(path: ObjectPath, patience: Patience | None = None) -> Any:
     """The `tensorstore.KvStore` of a bucket."""
-    emulator = os.environ.get("STORAGE_EMULATOR_HOST")
-    if path.scheme == "gs" and emulator and "TENSORSTORE_GCS_HTTP_URL" not in os.environ:
-        # TensorStore knows only this variable, and no argument.
-        url = emulator if "://" in emulator else f"http://{emulator}"
-        os.environ["TENSORSTORE_GCS_HTTP_URL"] = url
-    endpoint = os.environ.get(_endpoint_variable(path))
-    return _opened(path.scheme, path.bucket, endpoint, patience or PATIENCE)
+    return _opened(path.scheme, path.bucket, _endpoint(path), patience or PATIENCE)
+
+
+@contextmanager
+def _gcs_endpoint(endpoint: str | None) -> Iterator[None]:
+    """Lets TensorStore open a bucket of GCS at another server, which it takes from a variable only.
+
+    The variable is set until the bucket is open, so that other users of TensorStore see no change.
+    """
+    with _opening:
+        if endpoint is None or _GCS_VARIABLE in os.environ:
+            yield
+            return
+        os.environ[_GCS_VARIABLE] = endpoint
+        try:
+            yield
+        finally:
+            del os.environ[_GCS_VARIABLE]
 
 
 @functools.cache
@@ -324,7 +349,9 @@ def _opened(scheme: str, bucket: str, endpoint: str | None, patience: Patience) 
             spec["requester_pays"] = True
     path = ObjectPath(f"{scheme}:", bucket)
     try:
-        future = ts.KvStore.open(spec, context=ts.Context(context))
+        with _gcs_endpoint(endpoint if scheme == "gs" else None):
+            future = ts.KvStore.open(spec, context=ts.Context(context))
+            return _result(future, path, _limit(patience.answer_s))
     except ValueError as error:  # TensorStore refuses the name of the bucket
         raise refused(
             ValueError,
@@ -334,4 +361,3 @@ def _opened(scheme: str, bucket: str, endpoint: str | None, patience: Patience) 
             error=error,
             fix="use the name of a bucket, as gs://bucket/datasets",
         ) from error
-    return _result(future, path, _limit(patience.answer_s))
