@@ -15,7 +15,7 @@ from datarax_tfds.records.chunks import Chunks, PendingRows
 from datarax_tfds.runtime.threads import ThreadPool, decoding_threads
 
 _MAX_GROUP_BYTES = 16 << 20  # grouping larger batches gains nothing
-_PREFETCHED_GROUPS = 4  # of batches whose bytes are requested together
+_PREFETCHED_GROUPS = 2  # of batches whose bytes are requested together
 
 Result = TypeVar("Result")
 
