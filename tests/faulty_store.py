@@ -5,6 +5,7 @@ It counts requests and bytes, answers as late as it is told, and with the faults
 
 import asyncio
 import json
+import ssl
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -44,6 +45,7 @@ class FaultyStore:
         latency_s: How late each answer is.
         url: Where it is served.
         writable: Whether objects can be written.
+        tls: The certificate with which it answers as a proxy (`CONNECT`) for every host.
     """
 
     def __init__(self):
@@ -55,6 +57,7 @@ class FaultyStore:
         self.told: Callable[[dict[str, str]], None] = lambda _: None
         self.latency_s = 0.0
         self.writable = True
+        self.tls: ssl.SSLContext | None = None
 
     def count(self, kind: str, part: str = "") -> int:
         return sum(each.kind == kind and part in each.name for each in self.requests)
@@ -70,6 +73,10 @@ class FaultyStore:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
                 method, target, _ = head[0].split(" ")
+                if method == "CONNECT" and self.tls is not None:
+                    writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+                    await writer.start_tls(self.tls)
+                    continue
                 headers = {
                     key.lower(): value
                     for key, _, value in (line.partition(": ") for line in head[1:] if line)
@@ -88,6 +95,8 @@ class FaultyStore:
         url = urllib.parse.urlsplit(target)
         query = dict(urllib.parse.parse_qsl(url.query))
         name = urllib.parse.unquote(url.path.partition("/o/")[2]) or query.get("name", "")
+        if method == "GET" and not url.path.startswith("/storage/"):  # as TensorFlow reads
+            name, query = urllib.parse.unquote(url.path[1:].partition("/")[2]), {"alt": "media"}
         status, content, extra = 404, b"{}", {}
         asked = None
         if url.path == "/tell":
@@ -159,7 +168,8 @@ class FaultyStore:
     def _described(self, name: str) -> bytes:
         number = self.generations.get(name, 1)
         size = len(self.objects[name])
-        return json.dumps({"name": name, "generation": str(number), "size": str(size)}).encode()
+        found = {"name": name, "generation": str(number), "size": str(size)}
+        return json.dumps(found | {"updated": "2026-01-01T00:00:00.000Z"}).encode()
 
     def _page(self, query: dict[str, str]) -> bytes:
         start = query.get("pageToken") or query.get("startOffset", "")
