@@ -36,6 +36,13 @@ class InMemory:
         """Returns what a wait names in place of a file."""
         return self.subject
 
+    def records_ahead(self, *, shuffled: bool) -> int:  # noqa: ARG002
+        """Nothing has to be fetched before it is read."""
+        return 0
+
+    def prefetch(self, numbers: np.ndarray) -> None:
+        """Does nothing."""
+
     def read(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
         return {name: column[numbers] for name, column in self._columns.items()}
 

@@ -52,7 +52,9 @@ def reading(options: Options, data_dir: Path) -> Table:
         seed=SEED,
         prefetch_buffer=0,
     )
-    table = Table("what", "seconds", "of a core", "memory", "file operations", title=f"{len(split):,} records")
+    table = Table(
+        "what", "seconds", "of a core", "memory", "file operations", title=f"{len(split):,} records"
+    )
     read_by_tfds(split)  # imports TensorFlow
     for _ in range(options.rounds):
         with row(table, "TFDS alone reads the metadata"):
