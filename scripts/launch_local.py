@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 _TAIL_LINES = 25
 _POLL_S = 0.05
@@ -45,8 +46,10 @@ def main() -> int:
     return launch(args.processes, command, logs, args.timeout_s)
 
 
-def start(count: int, command: list[str], logs: Path) -> list[subprocess.Popen]:
-    """Starts the command `count` times, each with its own process group and log."""
+def start(
+    count: int, command: list[str], logs: Path, popen: Any = subprocess.Popen
+) -> list[subprocess.Popen]:
+    """Starts the command `count` times with `popen`, each with its own process group and log."""
     address = f"127.0.0.1:{free_port()}"
     processes = []
     for number in range(count):
@@ -60,7 +63,7 @@ def start(count: int, command: list[str], logs: Path) -> list[subprocess.Popen]:
         }
         with _log(logs, number).open("wb") as log:
             processes.append(
-                subprocess.Popen(
+                popen(
                     command,
                     env=environment,
                     stdin=subprocess.DEVNULL,
@@ -81,10 +84,16 @@ def end(processes: list[subprocess.Popen]) -> None:
             process.wait()
 
 
-def launch(count: int, command: list[str], logs: Path, timeout_s: float | None) -> int:
+def launch(
+    count: int,
+    command: list[str],
+    logs: Path,
+    timeout_s: float | None,
+    popen: Any = subprocess.Popen,
+) -> int:
     """Runs the command `count` times. Returns 0 if all processes succeed."""
     deadline = time.monotonic() + (float("inf") if timeout_s is None else timeout_s)
-    processes = start(count, command, logs)
+    processes = start(count, command, logs, popen)
     print(f"launch_local: {count} processes; their logs are in {logs}", file=sys.stderr)
     shown = 0
     try:

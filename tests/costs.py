@@ -67,6 +67,7 @@ SLOW = {
     "test_strata.py": False,
     "test_train.py": False,
     "test_ways_to_take.py": False,
+    "test_warmed.py": True,
     "test_wide_tables.py": False,
 }
 

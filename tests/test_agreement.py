@@ -8,6 +8,7 @@ import time
 
 import launch_local
 import pytest
+import warmed
 from checkout import GUARD_S, WORKERS, run
 
 from sharding.hosts.agreement import agree
@@ -81,7 +82,7 @@ def test_no_process_waits_for_one_that_failed(
     data_dir, tmp_path, figure, how, who, heard, within_s
 ):
     command = [sys.executable, str(WORKERS / "end.py"), str(data_dir), how, str(who)]
-    processes = launch_local.start(2, command, tmp_path)
+    processes = launch_local.start(2, command, tmp_path, warmed.Popen)
     others = [process for number, process in enumerate(processes) if number != who]
     logs = [tmp_path / f"process-{number}.log" for number in (0, 1)]
     deadline = time.monotonic() + GUARD_S

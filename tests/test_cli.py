@@ -7,6 +7,7 @@ import sys
 from importlib.metadata import version
 
 import pytest
+import warmed
 from checkout import GUARD_S
 from file_operations import file_operations
 
@@ -14,17 +15,9 @@ from datarax_tfds.cli import main
 from datarax_tfds.files.tfrecord_index import TFRecordOpener
 
 
-def python(code: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=GUARD_S, cwd="/"
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.mark.parametrize("words", ["--help", "--version", "audit --help", "index --help"])
 def test_help_imports_no_jax(words):
-    python(
+    code = (
         "import sys\n"
         "from datarax_tfds.cli import main\n"
         f"try: main({words.split()})\n"
@@ -32,6 +25,7 @@ def test_help_imports_no_jax(words):
         "heavy = {'jax', 'flax', 'numpy', 'sharding', 'tensorflow'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=GUARD_S, cwd="/")
 
 
 def test_the_version_is_that_of_the_distribution(capsys):
@@ -47,6 +41,11 @@ def test_a_command_that_does_not_exist_ends_with_the_commands_that_do(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["adit"])
     assert "audit" in capsys.readouterr().err
+
+
+def check(code: str) -> None:
+    done = warmed.run([sys.executable, "-c", code], timeout=GUARD_S, cwd="/")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -65,20 +64,18 @@ def test_a_command_that_does_not_exist_ends_with_the_commands_that_do(capsys):
     ],
 )
 def test_public_names_are_found_at_their_first_use(use):
-    python(use)
+    check(use)
 
 
 def test_python_suggests_the_nearest_of_the_public_names():
     misspelled = "import sys, datarax_tfds; datarax_tfds.Pipline"
-    done = subprocess.run(
-        [sys.executable, "-c", misspelled], capture_output=True, text=True, timeout=GUARD_S
-    )
+    done = warmed.run([sys.executable, "-c", misspelled], timeout=GUARD_S)
     said = "module 'datarax_tfds' has no attribute 'Pipline'. Did you mean: 'Pipeline'?"
     assert said in done.stderr
 
 
 def test_a_first_use_inside_a_transformation_is_one_like_any_other():
-    python(
+    check(
         "import jax, datarax_tfds\n"
         "jax.jit(lambda x: [x, datarax_tfds.Pipeline][0])(1)\n"
         "from datarax_tfds.runtime.untraced import is_traced\n"

@@ -14,6 +14,7 @@ from pathlib import Path
 import launch_local
 import object_servers
 import pytest
+import warmed
 from checkout import GUARD_S, WORKERS
 from contract import N
 from oracle import expected_ids
@@ -98,7 +99,8 @@ def test_killed_and_gone_on_with_elsewhere_every_record_comes_once(
         epochs = 10_000 if moment else len(replayed(history)) // N + 3
         datasets = data_dir if place == "disk" else store
         command = [sys.executable, WORKER, datasets, checkpoints, ledger, kind, batch_size, epochs]
-        processes = launch_local.start(count, [*map(str, command), str(moment)], logs)
+        command = [*map(str, command), str(moment)]
+        processes = launch_local.start(count, command, logs, warmed.Popen)
         steps = chance.randint(5, 9) if moment == "random" else float("inf")
         deadline = time.monotonic() + GUARD_S
         try:

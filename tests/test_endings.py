@@ -1,11 +1,13 @@
 """Real processes that end in every way: whoever waits for them hears which one ended, and how."""
 
 import re
+import subprocess
 import sys
 import time
 
 import launch_local
 import pytest
+import warmed
 from checkout import GUARD_S, WORKERS
 
 # These wait for 10 to 30 s, nearly all of it without work.
@@ -24,7 +26,9 @@ def run(cases, folder):
             logs.mkdir()
             command = [sys.executable, str(WORKERS / "ends.py"), how, str(who)]
             log = logs / f"process-{1 - who}.log"
-            jobs[how, who] = launch_local.start(2, command, logs), log
+            # What forks is a new process, since a copy is the child of a fork itself.
+            popen = subprocess.Popen if "children" in how else warmed.Popen
+            jobs[how, who] = launch_local.start(2, command, logs, popen), log
         deadline = time.monotonic() + GUARD_S
         for case, (processes, log) in jobs.items():
             while any(process.poll() is None for process in processes):

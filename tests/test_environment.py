@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import warmed
 from checkout import GUARD_S, WORKERS
 from contract import equal
 
@@ -18,16 +19,26 @@ EXPECTED = Order(97, 5).host_numbers(0, 0, 40).tolist()
 
 
 def found(data_dir, how="", *, flags=(), shell=None, **variables):
+    """In a new process, which may have options of Python and of the shell."""
     command = [sys.executable, *flags, str(WORKER), str(data_dir), how]
     if shell is not None:
         command = ["sh", "-c", f'{shell}; exec "$@"', "sh", *command]
     environment = {name: value for name, value in os.environ.items() if name not in variables}
     environment |= {name: value for name, value in variables.items() if value is not None}
     done = subprocess.run(command, capture_output=True, text=True, timeout=GUARD_S, env=environment)
+    return checked(done), done.stderr
+
+
+def checked(done):
     assert done.returncode == 0, done.stderr[-3000:]
     printed = json.loads(done.stdout.splitlines()[-1])
     assert printed["order"] == printed["eager"] == EXPECTED
-    return printed, done.stderr
+    return printed
+
+
+def found_in_copy(data_dir, how):
+    command = [sys.executable, str(WORKER), str(data_dir), how]
+    return checked(warmed.run(command, timeout=GUARD_S))
 
 
 @pytest.mark.parametrize(
@@ -48,13 +59,13 @@ IMPORTED = ("TF_", "TF2_", "KMP_", "TPU_", "GRPC_")
 
 
 def test_tensorflow_takes_no_gpu(data_dir):
-    printed, _ = found(data_dir, "gpus")
+    printed = found_in_copy(data_dir, "gpus")
     assert printed["gpus"] == []
     assert printed["kinds"] == ["CPU"]
 
 
 def test_memory_files_and_threads_stay_as_they_are(data_dir, figure):
-    printed, _ = found(data_dir, "bounds")
+    printed = found_in_copy(data_dir, "bounds")
     figure("memory over 100 epochs", f"{printed['grown_mib']:+.1f} MiB", "flat")
     assert printed["grown_mib"] < 20
     assert printed["more_files"] <= 4

@@ -9,6 +9,7 @@ import time
 
 import launch_local
 import pytest
+import warmed
 from checkout import GUARD_S, WORKERS
 
 from datarax_tfds import DatasetNotFoundError, TFDSEagerConfig, WaitTimeoutError
@@ -20,9 +21,8 @@ WORKER = WORKERS / "prepare.py"
 
 def start(directory, sleep_s=0.0):
     command = [sys.executable, WORKER, directory / "data", directory / "notes", sleep_s]
-    return subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return warmed.Popen(list(map(str, command)), **pipes)
 
 
 def ended(process):
@@ -54,7 +54,7 @@ def test_of_four_processes_one_prepares(tmp_path, figure, full):
 
 def test_hosts_that_share_no_file_system_are_told(tmp_path):
     command = [sys.executable, WORKER, tmp_path / "data", tmp_path / "notes", "0"]
-    assert launch_local.launch(2, list(map(str, command)), tmp_path, GUARD_S) == 0
+    assert launch_local.launch(2, list(map(str, command)), tmp_path, GUARD_S, warmed.Popen) == 0
     assert len(makers(tmp_path)) == 2
     logs = [(tmp_path / f"process-{number}.log").read_text() for number in (0, 1)]
     assert any("share no file system" in log for log in logs)

@@ -13,6 +13,7 @@ import numpy as np
 import object_servers
 import pytest
 import tfds_datasets
+import warmed
 from checkout import GUARD_S, WORKERS, run
 from contract import N
 from oracle import numbers_of_epochs
@@ -115,7 +116,7 @@ def slow_loads(data_dir, tmp_path_factory):
         for how, folder in folders.items():
             where = copied if how == "indexed" else data_dir
             command = [sys.executable, str(WORKERS / "loads_slowly.py"), str(where), how]
-            jobs[how] = launch_local.start(2, command, folder)
+            jobs[how] = launch_local.start(2, command, folder, warmed.Popen)
         statuses = {
             how: [process.wait(timeout=GUARD_S) and 70 for process in processes]
             for how, processes in jobs.items()

@@ -6,7 +6,6 @@ import logging
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 import tfds_datasets
+import warmed
 from checkout import GUARD_S
 from conftest import shardings, wait_for
 from contract import N, check_records, equal, ids
@@ -332,9 +332,7 @@ class TestEnd:
             "        time.sleep(0.01)\n"
         )
         for way in ("exit", "dropped"):
-            done = subprocess.run(
-                [sys.executable, "-c", code, way], capture_output=True, text=True, timeout=GUARD_S
-            )
+            done = warmed.run([sys.executable, "-c", code, way], timeout=GUARD_S)
             assert done.returncode == 0, done.stderr
             assert done.stdout.count("soon") >= 8
             # Of 22 calls, those that began before the process got so far as to end.
@@ -363,9 +361,7 @@ class TestEnd:
             "next(batches)\n"
             f"{ending}\n"
         )
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=GUARD_S
-        )
+        done = warmed.run([sys.executable, "-c", code], timeout=GUARD_S)
         quiet = [
             line for line in done.stderr.splitlines() if "Error" in line or "Exception" in line
         ]
@@ -416,7 +412,8 @@ def test_a_low_limit_of_open_files_is_kept(tmp_path):
         "opened = [link for link in links if os.path.exists(link)]\n"
         "assert sum('tiny-train' in os.readlink(link) for link in opened) == 2 * 10\n"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=GUARD_S)
+    done = warmed.run([sys.executable, "-c", code, str(tmp_path)], timeout=GUARD_S)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("mesh", ["one device", "4 x 2, replicas"])

@@ -1,7 +1,6 @@
 """Pools of threads: they may be collected at any moment, and they end with the interpreter."""
 
 import gc
-import subprocess
 import sys
 import threading
 import time
@@ -9,6 +8,7 @@ import weakref
 from concurrent.futures import CancelledError, thread
 
 import pytest
+import warmed
 from checkout import GUARD_S
 from conftest import wait_for
 from refusals import refused
@@ -186,12 +186,7 @@ assert begun.wait(900)
 )
 def test_the_interpreter_exits_quietly_whatever_is_under_way(data_dir, way, name):
     """Also with a daemon thread of the user's that takes batches for ever."""
-    done = subprocess.run(
-        [sys.executable, "-c", READ, way, name, str(data_dir)],
-        capture_output=True,
-        text=True,
-        timeout=GUARD_S,
-    )
+    done = warmed.run([sys.executable, "-c", READ, way, name, str(data_dir)], timeout=GUARD_S)
     assert done.returncode == 0, done.stderr
     noise = ("Error", "Exception", "Traceback", "terminate", "FATAL")
     assert [line for line in done.stderr.splitlines() if any(word in line for word in noise)] == []

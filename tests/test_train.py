@@ -8,6 +8,7 @@ import time
 
 import launch_local
 import pytest
+import warmed
 from checkout import GUARD_S, ROOT, TRAIN
 
 LAUNCH = [sys.executable, str(ROOT / "scripts/launch_local.py")]
@@ -24,7 +25,7 @@ def trained(place, *overrides, processes=None):
     command = [*TRAIN, *overrides]
     if processes:
         command = [*LAUNCH, str(processes), "--timeout-s", str(GUARD_S), "--", *command]
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=GUARD_S)
+    done = warmed.run(command, cwd=place, timeout=GUARD_S)
     assert done.returncode == 0, done.stderr[-3000:]
     found = ACCURACY.search(done.stdout)
     assert found, done.stdout[-3000:]
@@ -54,7 +55,7 @@ def test_a_notice_of_preemption_makes_all_save_the_same_step_and_stop(place, tmp
     checkpoints = tmp_path / "checkpoints"
     command = [*TRAIN, "--epochs", "400", "--data-dir", str(place / "data")]
     command += ["--checkpoint-dir", str(checkpoints)]
-    processes = launch_local.start(count, command, tmp_path)
+    processes = launch_local.start(count, command, tmp_path, warmed.Popen)
     logs = [tmp_path / f"process-{number}.log" for number in range(count)]
     deadline = time.monotonic() + GUARD_S
     try:
@@ -94,9 +95,7 @@ def test_four_processes_learn_the_same(place):
 def test_an_invalid_config_is_refused(tmp_path, config, message):
     path = tmp_path / "config.yaml"
     path.write_text(config)
-    done = subprocess.run(
-        [*TRAIN[:2], str(path)], cwd=tmp_path, capture_output=True, text=True, timeout=GUARD_S
-    )
+    done = warmed.run([*TRAIN[:2], str(path)], cwd=tmp_path, timeout=GUARD_S)
     assert done.returncode != 0
     assert re.search(message, done.stderr)
     assert not (tmp_path / "hacked").exists()

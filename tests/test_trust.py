@@ -4,11 +4,11 @@ import ast
 import json
 import re
 import shutil
-import subprocess
 import sys
 import traceback
 
 import pytest
+import warmed
 from checkout import GUARD_S, MODULES, ROOT, TRAIN, WORKERS
 
 from datarax_tfds import (
@@ -245,9 +245,7 @@ def test_a_pickle_in_a_state_stays_text(tmp_path, value):
 )
 def test_a_config_file_runs_nothing(tmp_path, marker, line):
     (tmp_path / "config.yaml").write_text(line)
-    done = subprocess.run(
-        [*TRAIN[:2], "config.yaml"], cwd=tmp_path, capture_output=True, text=True, timeout=GUARD_S
-    )
+    done = warmed.run([*TRAIN[:2], "config.yaml"], cwd=tmp_path, timeout=GUARD_S)
     assert done.returncode != 0
     assert re.search("python/|there is no key 'load'", done.stderr)
     assert not (tmp_path / "hacked").exists()
@@ -276,12 +274,8 @@ def test_the_code_neither_unpickles_nor_evaluates(path):
 
 def test_a_run_from_data_to_restore_unpickles_and_starts_nothing(data_dir, tmp_path):
     """Behind the imports, under an audit hook: no code from data, no process, no connection."""
-    done = subprocess.run(
-        [sys.executable, WORKERS / "watched.py", data_dir, tmp_path],
-        capture_output=True,
-        text=True,
-        timeout=GUARD_S,
-    )
+    command = [sys.executable, WORKERS / "watched.py", data_dir, tmp_path]
+    done = warmed.run(list(map(str, command)), timeout=GUARD_S)
     assert done.returncode == 0, done.stderr[-3000:]
     events = json.loads((tmp_path / "events.json").read_text())
     assert events["open"] > 10  # the hook was there
