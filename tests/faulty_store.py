@@ -94,15 +94,15 @@ class FaultyStore:
     async def _answer(self, method, target, headers, body, writer) -> bool:
         url = urllib.parse.urlsplit(target)
         query = dict(urllib.parse.parse_qsl(url.query))
+        if url.path == "/tell":
+            self.told(query)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            return True
         name = urllib.parse.unquote(url.path.partition("/o/")[2]) or query.get("name", "")
         if method == "GET" and not url.path.startswith("/storage/"):  # as TensorFlow reads
             name, query = urllib.parse.unquote(url.path[1:].partition("/")[2]), {"alt": "media"}
         status, content, extra = 404, b"{}", {}
         asked = None
-        if url.path == "/tell":
-            self.told(query)
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-            return True
         if method == "POST":
             kind = "write"
             status = 200 if self.writable else 403

@@ -122,7 +122,9 @@ class TestRecordCache:
             return {"x": numbers * 3}
 
         spec = {"x": jax.ShapeDtypeStruct((), np.int64)}
-        return RecordCache(read, spec, length=self.length, max_bytes=max_bytes), reads
+        return RecordCache(
+            read, lambda _: None, spec, length=self.length, max_bytes=max_bytes
+        ), reads
 
     def test_it_returns_what_was_read_whatever_it_holds(self):
         cache, reads = self.cache(max_bytes=1600)  # a hundred records
