@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import launch_local
 import pytest
+import warmed
 from checkout import GUARD_S, WORKERS
 from contract import N
 from faulty_store import FaultyStore
@@ -56,7 +57,7 @@ def job(data_dir, tmp_path_factory):
             folder,
             WHO,
         ]
-        processes = launch_local.start(COUNT, [*map(str, command)], folder)
+        processes = launch_local.start(COUNT, [*map(str, command)], folder, warmed.Popen)
         try:
             deadline = time.monotonic() + GUARD_S
             while any(process.poll() is None for process in processes):
