@@ -14,7 +14,7 @@ from flax import nnx
 from datarax_tfds.config.config import TFDSStreamingConfig
 from datarax_tfds.decoding.record_spec import require_arrays
 from datarax_tfds.order.cursor import Cursor, Remainder, Schedule, warn_of_repeats
-from datarax_tfds.order.sampler import BatchAt, Selection, Traced
+from datarax_tfds.order.sampler import BatchAt, Sampler, Selection, Traced
 from datarax_tfds.order.wide_numbers import as_device_numbers
 from datarax_tfds.records.records import BatchInputs
 from datarax_tfds.runtime.copying import not_copied
@@ -33,7 +33,7 @@ from datarax_tfds.stages.programs import (
     through_stages,
 )
 from datarax_tfds.stages.stages import Batch, Stage, StageGraph, are_random, described_stage
-from datarax_tfds.state.state import Identity, cursor_from_state, to_state
+from datarax_tfds.state.state import Identity, to_state
 from sharding.checks import is_integer, refused
 from sharding.jax_context import OwnContext, users_context
 from sharding.placement import as_arguments, check_batch_size, mesh_of, on_mesh
@@ -313,6 +313,11 @@ class Pipeline(nnx.Module):
         """The next position to hand out: the source's."""
         return self.source.cursor
 
+    @property
+    def sampler(self) -> Sampler:
+        """Which record stands at which position: the source's."""
+        return self.source.sampler
+
     def advance(self, read: Callable[[Cursor], Taken]) -> Any:
         """Returns what `read` makes, and moves the cursor past it. An error undoes the move."""
         return self.source.advance(read)
@@ -353,10 +358,8 @@ class Pipeline(nnx.Module):
             StateMismatchError: A `ValueError`. The state is damaged, or belongs to another dataset,
                 split, order, seed or remainder; the message names every field that differs.
         """
-        subject, earlier = f"Pipeline of {self.source.name}", self.source.earlier_fingerprints
-        cursor = cursor_from_state(state, self.identity, subject, earlier)
-        self.source.agree("Pipeline.set_state", dataclasses.asdict(cursor))
-        self.source.seek(cursor)
+        subject = f"Pipeline of {self.source.name}"
+        self.source.restore(state, self.identity, subject, "Pipeline.set_state")
 
     def _records_of(self, batches: int) -> int | None:
         """The number of records in this many batches; None if no record is ever skipped."""
@@ -408,7 +411,8 @@ class Pipeline(nnx.Module):
         )
 
     def _numbers_column(self, selection: Selection) -> Any:
-        return as_device_numbers(selection.record_numbers(), self.schedule.length)
+        records = self.source.sampler.order.records
+        return as_device_numbers(selection.record_numbers(), records)
 
     def _checked(self, selection: BatchAt) -> tuple[BatchInputs, AbstractContextManager[Any]]:
         """Returns the batch of the source, and a context in which to run the stages.
@@ -433,7 +437,8 @@ class Pipeline(nnx.Module):
 
     def _steps(self, length: int) -> tuple[np.ndarray, BatchExtras, Cursor]:
         """The record numbers of the next batches, their `BatchExtras`, and the cursor after."""
-        batch = self.source.sampler.at(self.schedule, self.cursor)
+        batch = self.source.select(self.schedule, self.cursor)
+        assert isinstance(batch, BatchAt)
         if self.schedule.remainder == "wrap":
             # One long batch has the same records, and is computed in one call.
             whole = dataclasses.replace(self.schedule, batch_size=length * self.batch_size)

@@ -12,6 +12,7 @@ from datarax_tfds.errors import (
 )
 from datarax_tfds.history.audit import Audit, audit
 from datarax_tfds.history.cursor_log import CursorLog
+from datarax_tfds.mixture_source import MixtureSource
 from datarax_tfds.order.cursor import Cursor
 from datarax_tfds.order.wide_numbers import join_words
 from datarax_tfds.pipeline import Pipeline
@@ -36,6 +37,7 @@ __all__ = [
     "DataLossError",
     "DatasetNotFoundError",
     "DisagreementError",
+    "MixtureSource",
     "PeerFailedError",
     "Pipeline",
     "Preemption",

@@ -15,15 +15,15 @@ from datarax_tfds.decoding.reader import RecordReader
 from datarax_tfds.files.split import open_split
 from datarax_tfds.order.block_order import BlockOrder
 from datarax_tfds.order.order import Order
-from datarax_tfds.order.sampler import RecordOrder
+from datarax_tfds.order.record_order import RecordOrder
 from datarax_tfds.order.strata import StrataOrder
 from datarax_tfds.order.wide_numbers import is_wide
 from datarax_tfds.records.eager import EagerRecords
 from datarax_tfds.records.memory import EAGER_MEMORY_FRACTION, memory_share
 from datarax_tfds.records.packing import Packing
 from datarax_tfds.records.streaming import StreamingRecords
+from datarax_tfds.sources.dataset_source import DatasetSource
 from datarax_tfds.sources.default_sharding import resolved_sharding
-from datarax_tfds.sources.source import Source
 from sharding.hosts.agreement import extend_deadlines
 from sharding.placement import Placement
 
@@ -33,7 +33,7 @@ _PROGRESS_DELAY_S = 2.0
 
 
 @final
-class TFDSEagerSource(Source[TFDSEagerConfig, EagerRecords]):
+class TFDSEagerSource(DatasetSource[TFDSEagerConfig, EagerRecords]):
     """Keeps all records of a split on the devices, and makes batches in stored or shuffled order.
 
     Global batch k is the same, bit for bit, on any mesh, number of processes and device order, and
@@ -74,7 +74,7 @@ class TFDSEagerSource(Source[TFDSEagerConfig, EagerRecords]):
         strata = self.config.strata or 1
         return EagerRecords(reader, batch=self.sharding, layout=self.config.layout, strata=strata)
 
-    def _ordered(self, seed: int | None) -> RecordOrder:
+    def ordered(self, seed: int | None) -> RecordOrder:
         if self.config.strata is not None:
             return StrataOrder(self.length, seed, self.config.strata)
         return Order(self.length, seed)
@@ -84,7 +84,7 @@ class TFDSEagerSource(Source[TFDSEagerConfig, EagerRecords]):
 
 
 @final
-class TFDSStreamingSource(Source[TFDSStreamingConfig, StreamingRecords]):
+class TFDSStreamingSource(DatasetSource[TFDSStreamingConfig, StreamingRecords]):
     """Leaves the records of a split on disk, and decodes them before they are needed.
 
     It gives the same batches and state as a `TFDSEagerSource`, bit for bit, unless `access` is
@@ -138,7 +138,7 @@ class TFDSStreamingSource(Source[TFDSStreamingConfig, StreamingRecords]):
     def supports_indexed_access(self) -> bool:
         return False
 
-    def _ordered(self, seed: int | None) -> RecordOrder:
+    def ordered(self, seed: int | None) -> RecordOrder:
         if seed is not None and self._block_size is not None:
             return BlockOrder(self.length, seed, self._block_size, self.config.shuffle_buffer_size)
         if self.config.strata is not None:

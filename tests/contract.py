@@ -7,9 +7,17 @@ import jax
 import numpy as np
 import tfds_datasets
 
-from datarax_tfds import Pipeline, prefetch_to_device
+from datarax_tfds import (
+    Pipeline,
+    TFDSEagerSource,
+    TFDSStreamingSource,
+    prefetch_to_device,
+)
 
 N = tfds_datasets.TINY_TRAIN
+
+# The parts of the mixture that processes train on, by name.
+MIXED = {"web": ("train[:60]", TFDSStreamingSource), "code": ("train[60:]", TFDSEagerSource)}
 
 
 def ids(batch: dict[str, Any]) -> list[int]:

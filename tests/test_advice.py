@@ -12,6 +12,7 @@ import test_advice_calls
 import test_advice_configs
 import test_advice_files
 import test_advice_hosts
+import test_advice_mixtures
 import test_advice_records
 import test_advice_stores
 from advice import Row, sites
@@ -22,6 +23,7 @@ TABLES = (
     test_advice_configs,
     test_advice_files,
     test_advice_hosts,
+    test_advice_mixtures,
     test_advice_records,
     test_advice_stores,
 )
@@ -38,6 +40,11 @@ PREEMPTED = (
 )
 # Problem, fix, and why no row can follow it; a test that is named does, or shows who is told.
 NOT_FOLLOWED = [
+    (
+        "with eager parts, all parts must have fewer than 2**31 records together.",
+        "use a TFDSStreamingSource for every part",
+        "no test has an eager source beside so many records: it has the sizes only",
+    ),
     (
         "...",
         "remove or rename the file or package that was found (pip uninstall sharding, if it was"

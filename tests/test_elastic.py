@@ -17,7 +17,9 @@ import pytest
 import warmed
 from checkout import GUARD_S, WORKERS
 from contract import N
-from oracle import expected_ids
+from oracle import expected_ids, mixed
+
+from datarax_tfds.order.order import Order
 
 WORKER = WORKERS / "train_and_note.py"
 
@@ -81,11 +83,24 @@ def store(data_dir, tmp_path):
         yield datasets
 
 
+# A mixture, whose weights change at record 50: within a batch of each of these sizes.
+MIXTURE = [("mixture", 2, 12, "random"), ("mixture", 1, 20, "save"), ("mixture", 4, 8, None)]
+
+
+def expected_of_mixture(count: int) -> list[int]:
+    """The ids at the first positions, worked out apart from the library."""
+    stages = [(0, {"web": 7, "code": 3}), (50, {"web": 1, "code": 3})]
+    first = {"web": 0, "code": 60}  # the number in `tiny` of the first record of each part
+    drawn = mixed(stages, {"web": Order(60, 5), "code": Order(N - 60, 5)}, count)
+    return [first[name] + number for name, number in drawn]
+
+
 @pytest.mark.timeout(3600)
+@pytest.mark.parametrize("mixture", [False, True], ids=["one split", "mixture"])
 def test_killed_and_gone_on_with_elsewhere_every_record_comes_once(
-    data_dir, tmp_path, figure, full, store
+    data_dir, tmp_path, figure, full, store, mixture
 ):
-    plan = FULL if full else SHORT
+    plan = MIXTURE if mixture else FULL if full else SHORT
     chance = random.Random(7)
     checkpoints = tmp_path / "checkpoints"
     history = []
@@ -128,11 +143,13 @@ def test_killed_and_gone_on_with_elsewhere_every_record_comes_once(
         history.append(max(runs, key=len))
     seen = replayed(history)
     expected = expected_ids(len(seen) // N + 1)[: len(seen)]
+    if mixture:
+        expected = expected_of_mixture(len(seen))
     lost, twice = Counter(expected) - Counter(seen), Counter(seen) - Counter(expected)
     places = " -> ".join(str(count) for _, count, _, _ in plan[:5])
     figure(
-        f"records lost / delivered twice over {kills} SIGKILLs, {len(plan)} runs on {places} ->"
-        " ... processes",
+        f"records{' of a mixture' * mixture} lost / delivered twice over {kills} SIGKILLs,"
+        f" {len(plan)} runs on {places} -> ... processes",
         f"{lost.total()} / {twice.total()} of {len(seen):,}",
         "0 / 0",
     )

@@ -78,7 +78,7 @@ class TestKeys:
             keys |= dict(zip(rows.tolist(), batch.keys().tolist(), strict=False))
             batch = batch.following
         assert len({tuple(key) for key in keys.values()}) == 97
-        stored = ByNumber(np.arange(97), epoch=0, seed=5).keys()
+        stored = ByNumber(order, np.arange(97), epoch=0, seed=5).keys()
         assert stored.tolist() == [keys[number] for number in range(97)]
 
     def test_epochs_and_seeds_have_keys_of_their_own(self):

@@ -11,6 +11,7 @@ from tfds_datasets import store
 
 from datarax_tfds import Pipeline, TFDSEagerConfig, TFDSEagerSource, TFDSStreamingSource
 from datarax_tfds.config.config import TFDSStreamingConfig
+from datarax_tfds.order.order import Order
 from datarax_tfds.order.sampler import ByNumber, Traced
 from datarax_tfds.records.eager import EagerRecords
 from datarax_tfds.records.packing import Packing
@@ -47,9 +48,9 @@ def test_every_column_of_a_wide_table_keeps_its_bits(mesh, layout):
     columns = wide_columns(24)
     records = EagerRecords(InMemory(**columns), batch=shardings()[mesh], layout=layout)
     everything = records.all_records(keep=False)
-    taken = jax.jit(lambda numbers: records.batch(Traced(0, numbers, seed=0)))(
-        jnp.arange(24)[::-1][:8]
-    )
+    order = Order(24)
+    take = jax.jit(lambda numbers: records.batch(Traced(order, 0, numbers, seed=0)))
+    taken = take(jnp.arange(24)[::-1][:8])
     for name, column in columns.items():
         assert np.asarray(everything[name])[:24].tobytes() == column.tobytes(), name
         assert np.asarray(taken[name]).tobytes() == column[::-1][:8].tobytes(), name
@@ -59,7 +60,7 @@ def program(features, mesh="one device"):
     """What is compiled for a batch of a table of that many scalars."""
     columns = wide_columns(8, kinds=KINDS[:1], count=features)
     records = EagerRecords(InMemory(**columns), batch=shardings()[mesh], layout="replicated")
-    on_devices, _ = records.inputs(ByNumber(np.arange(8), epoch=0, seed=0))
+    on_devices, _ = records.inputs(ByNumber(Order(records.length), np.arange(8), epoch=0, seed=0))
     return jax.jit(lambda on_devices: records.assemble(on_devices)).lower(on_devices)
 
 

@@ -95,6 +95,14 @@ class RecordReader:
             leaves = jax.tree.leaves(self.spec)
             self.record_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
+    def holds(self, numbers: np.ndarray) -> np.ndarray:
+        """Which of these numbers, bool `[n]`, are those of records to read; others are padding."""
+        return numbers < self.length
+
+    def slowest(self) -> str:
+        """What the threads that read have waited for longest, for messages."""
+        return self.files.slowest()
+
     def renamed(self, subject: str) -> Self:
         """Makes the messages of this reader name another source, and returns the reader."""
         self.subject = self.corrupt.subject = subject

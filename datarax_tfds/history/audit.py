@@ -11,11 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datarax_tfds.history.log_reader import Beginning, read_lines, require_one_job
-from datarax_tfds.order.block_order import BlockOrder
+from datarax_tfds.history.logged_orders import logged_order
 from datarax_tfds.order.cursor import Cursor, Schedule, Span
-from datarax_tfds.order.order import Order
 from datarax_tfds.order.sampler import BatchAt, RecordOrder
-from datarax_tfds.order.strata import StrataOrder
 from sharding.checks import refused
 
 _MAX_SHOWN = 12
@@ -151,7 +149,7 @@ def audit(*logs: Iterable[str], subject: str = "audit") -> Audit:
             logs=len(logs),
             fix="pass the lines of files that a CursorLog wrote",
         )
-    history = _History(job)
+    history = _History(job, next(iter(runs.values())).order)
     for run in runs.values():
         history.replay(run)
     return history.audited(len(runs))
@@ -167,9 +165,9 @@ class _Run:
     def __init__(self, begins: Beginning):
         fields = begins.state
         self.begin = Cursor(fields["epoch"], fields["index"])
-        self._order = _order_of(fields)
+        self.order = logged_order(fields, begins.parts)
         self.schedule = Schedule(
-            fields["records"], begins.batch_size, fields["remainder"], self._order.strata
+            fields["records"], begins.batch_size, fields["remainder"], self.order.strata
         )
         self.corrupt: dict[int, int] = {}
         self.wrong: dict[tuple[Cursor, str], None] = {}  # many logs may say the same
@@ -196,10 +194,10 @@ class _Run:
 
     def _compare(self, cursor: Cursor, rows: list[tuple[int, list[int]]]) -> None:
         """Compares the logged record numbers of a batch with those of the order."""
-        batch = BatchAt(self._order, self.schedule, cursor, seed=0)
+        batch = BatchAt(self.order, self.schedule, cursor, seed=0)
         for start, found in rows:
             numbers = batch.record_numbers(slice(start, start + len(found)))
-            wanted = np.where(numbers < self.schedule.length, numbers, -1).tolist()
+            wanted = np.where(numbers < self.order.records, numbers, -1).tolist()
             if found != wanted:
                 row = next(
                     (n for n, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b),
@@ -216,9 +214,9 @@ class _Run:
 class _History:
     """The positions that the runs so far have delivered."""
 
-    def __init__(self, fields: Mapping[str, Any]):
+    def __init__(self, fields: Mapping[str, Any], order: RecordOrder):
         self._length: int = fields["records"]
-        self._order = _order_of(fields)
+        self._order = order
         self._delivered: list[Span] = []  # adjacent ones are joined
         self._left_out: list[Span] = []
         self._wrong: list[tuple[Cursor, str]] = []
@@ -227,6 +225,7 @@ class _History:
 
     def replay(self, run: _Run) -> None:
         """Adds a run."""
+        self._order = run.order  # that of a mixture has all changes of weights up to this run
         cursor = run.begin
         self._take_back(cursor)
         for after in run:
@@ -307,15 +306,6 @@ class _History:
             for position, number in enumerate(self._order.host_numbers(*span).tolist(), span.start):
                 if number in corrupt:
                     self._replaced.append(Replaced(span.epoch, position, number, corrupt[number]))
-
-
-def _order_of(fields: Mapping[str, Any]) -> RecordOrder:
-    version, length, seed = fields["order"], fields["records"], fields["seed"]
-    shuffled = seed if fields["shuffle"] else None
-    if isinstance(version, str):
-        strata = StrataOrder.of_version(version, length, shuffled)
-        return strata or BlockOrder.of_version(version, length, seed)
-    return Order(length, shuffled)
 
 
 def _by_epoch(spans: Iterable[Span]) -> defaultdict[int, list[Span]]:

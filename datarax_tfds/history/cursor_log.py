@@ -9,8 +9,12 @@ from typing import Any
 import jax
 
 from datarax_tfds.history.log_files import log_at, log_lines
+from datarax_tfds.history.logged_orders import logged_parts
+from datarax_tfds.order.cursor import Cursor
+from datarax_tfds.order.mixture import MixtureOrder
 from datarax_tfds.order.wide_numbers import join_words
 from datarax_tfds.pipeline import Pipeline
+from datarax_tfds.state.state import to_state
 from sharding.checks import refused
 from sharding.hosts.agreement import run_id
 
@@ -58,15 +62,21 @@ class CursorLog:
                 fix="pass the pipeline; for a source, Pipeline(source=source, batch_size=...)",
             )
         self._pipeline = pipeline
-        self._run = f"{run_id()}-{next(_ordinals)}"  # the same on every process
         self._log = log_at(path)
-        self._corrupt = 0
+        self._begin(pipeline.cursor)
+
+    def _begin(self, cursor: Cursor) -> None:
+        pipeline = self._pipeline
+        self._run = f"{run_id()}-{next(_ordinals)}"  # the same on every process
+        self._order, self._noted, self._corrupt = pipeline.sampler.order, cursor, 0
+        parts = logged_parts(self._order)
         self._write(
             begins={
                 "format": FORMAT,
                 "batch_size": pipeline.batch_size,
                 "processes": jax.process_count(),
-                "state": pipeline.get_state(),
+                "state": to_state(cursor, pipeline.identity),
+                **({} if parts is None else {"parts": parts}),
             },
             **self._new_corrupt(),
         )
@@ -102,7 +112,9 @@ class CursorLog:
         Raises:
             OSError: The log cannot be written; in a store, also for lines before.
         """
-        cursor = self._pipeline.cursor
+        if isinstance(self._order, MixtureOrder) and self._order != self._pipeline.sampler.order:
+            self._begin(self._noted)  # other weights since the last batch: a run of its own
+        cursor = self._noted = self._pipeline.cursor
         rows: dict[str, Any] = {}
         if numbers is not None:
             rows["rows"] = [

@@ -12,10 +12,11 @@ from sharding.checks import refused
 
 
 class Beginning(NamedTuple):
-    """What a run begins with: the rows of a batch, and the saved state."""
+    """What a run begins with: the rows of a batch, the saved state, and the parts of a mixture."""
 
     batch_size: int
     state: Mapping[str, Any]
+    parts: list[list[Any]] | None
 
 
 class Line(NamedTuple):
@@ -78,7 +79,11 @@ def _read(fields: Mapping[str, Any], begun: dict[str, Beginning], where: str) ->
 
 def require_one_job(first: Mapping[str, Any], other: Mapping[str, Any], subject: str) -> None:
     """Raises a `ValueError` if two states are of different data or orders."""
-    apart = [name for name in state.IDENTITY if other[name] != first[name]]
+    mixtures = all(str(each["order"]).startswith("mixture") for each in (first, other))
+    # Weights may change, and parts may come and go, within a job.
+    ignored = ("dataset", "split", "fingerprint", "order") if mixtures else ()
+    names = (name for name in state.IDENTITY if name not in ignored)
+    apart = [name for name in names if other[name] != first[name]]
     if apart:
         raise refused(
             ValueError,
@@ -90,7 +95,8 @@ def require_one_job(first: Mapping[str, Any], other: Mapping[str, Any], subject:
 
 
 def _read_format_1(begins: Mapping[str, Any], where: str) -> Beginning:
-    return Beginning(begins["batch_size"], state.validated(begins["state"], where))
+    parts = begins.get("parts")
+    return Beginning(begins["batch_size"], state.validated(begins["state"], where), parts)
 
 
 # Each new format of logs gets a function here, and the old functions stay.

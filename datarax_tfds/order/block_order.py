@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from datarax_tfds.order.keys import record_keys
+from datarax_tfds.order.one_split import OneSplit
 from datarax_tfds.order.order import Order, check_length
 from sharding.checks import refused
 
@@ -16,7 +17,7 @@ _VERSION = 1  # to be changed when the same fields give another order
 
 
 @dataclass(frozen=True)
-class BlockOrder:
+class BlockOrder(OneSplit):
     """An order in which records are read by blocks of consecutive numbers.
 
     Block k holds the records `[k * block_size, (k + 1) * block_size)`; the last block may be short.

@@ -18,7 +18,7 @@ def epoch_key(seed: int, epoch: int) -> int:
     return threefry_2x32((0, seed), (0, epoch))[0]
 
 
-def record_keys(seed: int, epochs: Any, numbers: Any) -> Any:
+def record_keys(seed: int, epochs: Any, numbers: Any, salts: Any = 0) -> Any:
     """Two random 32-bit words for each record in an epoch, which do not depend on its position.
 
     Args:
@@ -26,6 +26,8 @@ def record_keys(seed: int, epochs: Any, numbers: Any) -> Any:
         epochs: One epoch, or an array `[n]` of them, from 0.
         numbers: `[n]`, in `[0, 2**61]`, a NumPy array; or a JAX array, which may be traced, of
             numbers below 2**32.
+        salts: One, or an array `[n]`, for records that share seeds and numbers: multiples of 256
+            below 2**29, with numbers below 2**40.
 
     Returns:
         `[n, 2]` int32, an array like `numbers`.
@@ -33,11 +35,11 @@ def record_keys(seed: int, epochs: Any, numbers: Any) -> Any:
     # The highest bit keeps these keys apart from those of epochs.
     if isinstance(numbers, jax.Array):
         word = lambda value: jnp.asarray(value).astype(jnp.uint32)  # noqa: E731
-        counters = word(np.uint32(1 << 31)), word(numbers)
+        counters = word(np.uint32(1 << 31)) | word(salts), word(numbers)
         words = threefry_2x32((word(np.uint32(seed)), word(epochs)), counters)
         return lax.bitcast_convert_type(jnp.stack(words, axis=-1), jnp.int32)
     numbers = numbers.astype(np.int64)
-    counters = numbers >> 32 | 1 << 31, numbers & _WORD
+    counters = numbers >> 32 | 1 << 31 | salts, numbers & _WORD
     words = threefry_2x32((seed, epochs), counters)
     return np.stack(words, axis=-1).astype(np.uint32).view(np.int32)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from datarax_tfds.order.cipher import BLOCK_BITS, index_shuffle
 from datarax_tfds.order.keys import epoch_key
+from datarax_tfds.order.one_split import OneSplit
 from datarax_tfds.order.wide_numbers import MAX_RECORDS, number_dtype
 from sharding.checks import is_integer, refused, whole_number
 
@@ -24,7 +25,7 @@ _MIN_SPARSE_STRIDE = 16
 
 
 @dataclass(frozen=True)
-class Order:
+class Order(OneSplit):
     """Which record stands at which position, in every epoch.
 
     It is a pure function of its fields, which does not depend on hosts, devices or batch sizes. It

@@ -1,5 +1,6 @@
 """Which records a batch takes: those at a cursor, or any that are selected by number."""
 
+import dataclasses
 import functools
 import operator
 from collections.abc import Iterator
@@ -11,30 +12,10 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from datarax_tfds.order.cipher import index_shuffle
 from datarax_tfds.order.cursor import Cursor, Schedule
 from datarax_tfds.order.keys import record_keys
+from datarax_tfds.order.record_order import RecordOrder
 from datarax_tfds.order.wide_numbers import computed_wide, is_wide, number_dtype
-
-
-class RecordOrder(Protocol):
-    """Which record stands at which position, in every epoch: see `Order`."""
-
-    @property
-    def length(self) -> int: ...
-
-    @property
-    def seed(self) -> int | None: ...  # None for the stored order
-
-    @property
-    def version(self) -> int | str: ...
-
-    @property
-    def strata(self) -> int: ...  # 1, or position p holds a record of part `p % strata`
-
-    def host_numbers(self, epoch: int, start: int, stop: int, stride: int = 0) -> np.ndarray: ...
-
-    def device_numbers(self, epochs: jax.Array, positions: jax.Array) -> jax.Array: ...
 
 
 class Selection(Protocol):
@@ -46,7 +27,7 @@ class Selection(Protocol):
         ...
 
     def record_numbers(self, rows: slice = slice(None)) -> Any:
-        """The numbers of the records in these rows, `[rows]`; N for rows of padding."""
+        """The numbers of the records in these rows, `[rows]`; for padding, that of all records."""
         ...
 
     def keys(self, rows: slice = slice(None)) -> Any:
@@ -96,7 +77,7 @@ class BatchAt:
         start, stop, _ = rows.indices(self.batch_size)
         padding = stop - start - sum(map(len, parts))
         if padding or not parts:
-            parts.append(np.full(padding, self.schedule.length))
+            parts.append(np.full(padding, self.order.records))
         numbers = parts[0] if len(parts) == 1 else np.concatenate(parts)
         if self.schedule.strata == 1:
             return numbers
@@ -108,9 +89,9 @@ class BatchAt:
         epochs = np.zeros(len(numbers), np.int64)
         filled = 0
         for epoch, start, stop in self._spans(rows):
-            epochs[filled : filled + stop - start] = epoch
+            epochs[filled : filled + stop - start] = self.order.host_epochs(epoch, start, stop)
             filled += stop - start
-        return record_keys(self.seed, epochs, numbers)
+        return _keys(self.order, self.seed, epochs, numbers)
 
     def _spans(self, rows: slice) -> Iterator[tuple[int, int, int]]:
         """The positions of these rows, as (epoch, first position, last position + 1)."""
@@ -128,11 +109,13 @@ class ByNumber:
     """Records by number.
 
     Args:
+        order: The order of the source.
         numbers: The numbers of the records, `[batch_size]`.
         epoch: The epoch of the keys.
         seed: The seed of the keys.
     """
 
+    order: RecordOrder
     numbers: np.ndarray
     epoch: int
     seed: int
@@ -145,7 +128,7 @@ class ByNumber:
         return self.numbers[rows]
 
     def keys(self, rows: slice = slice(None)) -> np.ndarray:
-        return record_keys(self.seed, self.epoch, self.numbers[rows])
+        return _keys(self.order, self.seed, self.epoch, self.numbers[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,13 +136,15 @@ class Traced:
     """A batch within a program of the caller, which computes its numbers when it runs.
 
     Args:
+        order: The order of the source.
         epochs: The epochs of the keys: one, or `[batch_size]` int32.
-        numbers: The numbers of the records, `[batch_size]`; N for rows of padding. For a split of
+        numbers: The numbers of the records, `[batch_size]`; for padding, that of all records. With
             2**31 records and more, as `as_device_numbers` makes them.
         seed: The seed of the keys.
         records: How many rows are records; None if all of them are.
     """
 
+    order: RecordOrder
     epochs: Any
     numbers: Any
     seed: int
@@ -173,7 +158,7 @@ class Traced:
         return self.numbers[rows]
 
     def keys(self, rows: slice = slice(None)) -> Any:
-        return record_keys(self.seed, self.epochs, self.numbers)[rows]
+        return _keys(self.order, self.seed, self.epochs, self.numbers)[rows]
 
 
 @dataclass(frozen=True)
@@ -206,12 +191,19 @@ class Sampler:
             return batch
         records = jnp.minimum(schedule.length - cursor.index, schedule.batch_size)
         is_record = jnp.arange(schedule.batch_size) < records
-        numbers = jnp.where(is_record, batch.numbers, schedule.length)
-        return Traced(jnp.where(is_record, batch.epochs, 0), numbers, self.seed, records)
+        numbers = jnp.where(is_record, batch.numbers, self.order.records)
+        epochs = jnp.where(is_record, batch.epochs, 0)
+        return dataclasses.replace(batch, epochs=epochs, numbers=numbers, records=records)
+
+    def by_number(self, numbers: Any, epoch: Any) -> ByNumber | Traced:
+        """Records by number, which may be traced; `epoch` is that of the keys."""
+        if isinstance(numbers, jax.Array):
+            return Traced(self.order, epoch, numbers, self.seed)
+        return ByNumber(self.order, numbers, epoch, self.seed)
 
     def positions(
         self, epoch: int, start: int, size: int, key: jax.Array | None = None
-    ) -> BatchAt | ByNumber:
+    ) -> BatchAt | ByNumber | Traced:
         """The records at consecutive positions.
 
         Args:
@@ -224,7 +216,7 @@ class Sampler:
         length = self.order.length
         if key is not None:
             places = (start % length + np.arange(size)) % length
-            return ByNumber(self._keyed(places, key), epoch, self.seed)
+            return self.by_number(self._keyed(places, key), epoch)
         epochs, index = divmod(start, length)
         return self.at(self._schedule(size), Cursor(epoch + epochs, index))
 
@@ -254,17 +246,24 @@ class Sampler:
             later = jnp.asarray(first).astype(jnp.int32) + (positions // length).astype(jnp.int32)
             epochs = jnp.asarray(epoch, jnp.int32) + later
             if key is None:
-                return epochs, self.order.device_numbers(epochs, places)
+                numbers = self.order.device_numbers(epochs, places)
+                return self.order.device_epochs(epochs, places), numbers
             return epochs, self._keyed(places, key)
 
-        epochs, numbers = computed_wide(length, compute, start)
-        return Traced(epochs, numbers, self.seed)
+        widest = max(length, self.order.records)
+        epochs, numbers = computed_wide(widest, compute, start)
+        return Traced(self.order, epochs, numbers, self.seed)
 
     def _schedule(self, size: int) -> Schedule:
         return Schedule(self.order.length, size, strata=self.order.strata)
 
     def _keyed(self, places: Any, key: jax.Array) -> Any:
-        return index_shuffle(places, self.order.length, key_word(key)) if self.shuffled else places
+        return self.order.keyed_numbers(places, key_word(key) if self.shuffled else None)
+
+
+def _keys(order: RecordOrder, seed: int, epochs: Any, numbers: Any) -> Any:
+    salts, within = order.salted(numbers)
+    return record_keys(seed, epochs, within, salts)
 
 
 def key_word(key: jax.Array) -> Any:

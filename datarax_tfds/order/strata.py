@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 
 from datarax_tfds.order.keys import threefry_2x32
+from datarax_tfds.order.one_split import OneSplit
 from sharding.checks import refused
 
 _VERSION = 1  # to be changed when the same fields give another order
@@ -64,7 +65,7 @@ class Strata:
 
 
 @dataclass(frozen=True)
-class StrataOrder:
+class StrataOrder(OneSplit):
     """An order in which each batch takes as many records of each part of the split.
 
     Position p of an epoch is in part `p % strata`. Each part is permuted for itself, so that a

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from datarax_tfds.decoding.reader import RecordReader
-from datarax_tfds.records.host_rows import padding
+from datarax_tfds.records.host_rows import fill_rows, padding
+from datarax_tfds.records.readers import Reader
 from sharding.hosts.waits import result_of
 
 
@@ -20,56 +20,76 @@ class Chunks(NamedTuple):
     size: int
 
 
+class Places(NamedTuple):
+    """Where the rows of a slice of a batch are.
+
+    Args:
+        start: The place of the first record among all that are being decoded.
+        stop: The place after the last one.
+        held: Which of the rows are these records, `[rows]`; others are padding, or of other data.
+    """
+
+    start: int
+    stop: int
+    held: np.ndarray
+
+
 class PendingRows:
     """The rows of a batch that this process reads; they may still be being decoded.
 
     Args:
         chunks: The records that are being decoded, perhaps for several batches.
-        places: For each slice of the batch, the places `[start, stop)` of its records in `chunks`.
+        places: For each slice of the batch, the places of its records in `chunks`.
         reader: Reads the records.
     """
 
     def __init__(
         self,
         chunks: Chunks,
-        places: Mapping[tuple[int, int], tuple[int, int]],
-        reader: RecordReader,
+        places: Mapping[tuple[int, int], Places],
+        reader: Reader,
     ):
         self._chunks = chunks
         self._places = places
         self._reader = reader
 
     def stacked(self, rows: slice) -> dict[str, Any]:
-        """All rows of a slice, as NumPy arrays `[rows, ...]`; padding is zeros."""
-        start, stop = self._places[rows.start, rows.stop]
-        parts = list(self._columns(start, stop))
-        missing = (rows.stop - rows.start) - (stop - start)
-        if missing:
-            zeros = lambda leaf: np.zeros((missing, *leaf.shape), leaf.dtype)  # noqa: E731
-            on_devices = jax.tree.map(zeros, self._reader.spec)
-            parts.append(on_devices | padding(self._reader.host_spec, missing))
-        if len(parts) == 1:
-            return parts[0]  # TensorFlow's own memory, which JAX may use without a copy
-        return jax.tree.map(lambda *columns: np.concatenate(columns), *parts)
+        """All rows of a slice, as NumPy arrays `[rows, ...]`; rows that are not held are zeros."""
+        places = self._places[rows.start, rows.stop]
+        parts = list(self._columns(places))
+        if places.held.all():
+            if len(parts) == 1:
+                return parts[0]  # TensorFlow's own memory, which JAX may use without a copy
+            return jax.tree.map(lambda *columns: np.concatenate(columns), *parts)
+        size = len(places.held)
+        zeros = lambda leaf: np.zeros((size, *leaf.shape), leaf.dtype)  # noqa: E731
+        empty = jax.tree.map(zeros, self._reader.spec) | padding(self._reader.host_spec, size)
+        filled, held = 0, np.flatnonzero(places.held)
+        for part in parts:
+            count = len(jax.tree.leaves(part)[0])
+            fill_rows(empty, held[filled : filled + count], part)
+            filled += count
+        return empty
 
     def singly(self) -> Iterator[dict[str, Any]]:
         """The records one by one, without padding."""
-        for start, stop in self._places.values():
-            for columns in self._columns(start, stop):
+        for places in self._places.values():
+            for columns in self._columns(places):
                 for row in range(len(jax.tree.leaves(columns)[0])):
                     yield jax.tree.map(lambda column, row=row: column[row], columns)
 
     def cancel(self) -> None:
         """Cancels the calls that no thread has begun."""
-        for start, stop in self._places.values():
+        for start, stop, _ in self._places.values():
             for call in self._numbers(start, stop):
                 self._chunks.calls[call].cancel()
 
-    def _columns(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
+    def _columns(self, places: Places) -> Iterator[dict[str, Any]]:
+        start, stop, _ = places
         calls, size = self._chunks
         for call in self._numbers(start, stop):
             rows = slice(max(start - call * size, 0), stop - call * size)
-            columns = result_of(calls[call], self._reader.subject, self._reader.files.slowest)
+            columns = result_of(calls[call], self._reader.subject, self._reader.slowest)
             yield jax.tree.map(lambda column, rows=rows: column[rows], columns)
 
     def _numbers(self, start: int, stop: int) -> range:

@@ -73,7 +73,7 @@ class EagerRecords:
                 fix="use a TFDSStreamingSource, or a random stage of the Pipeline",
             )
         self.length = reader.length
-        self.spec = reader.spec
+        self.spec, self.host_spec = reader.spec, reader.host_spec
         self._batch = batch
         self._packing = Packing(reader.spec)
         self.layout: Layout = choose_layout(
@@ -81,10 +81,10 @@ class EagerRecords:
         )
         self._strata = Strata(self.length, strata if self.layout == "sharded" else 1)
         self._host = HostTable(reader.host_spec, reader.length)
-        self._packed = Packed(self._loaded(reader), on_mesh(self._packing.starts, batch))
+        self.packed = Packed(self._loaded(reader), on_mesh(self._packing.starts, batch))
         self._kept: dict[str, Any] | None = None
         self._references: dict[Any, Packed] = {}
-        finish = _row_major if batch.num_devices == 1 else lambda columns: columns
+        finish = row_major if batch.num_devices == 1 else lambda columns: columns
         self._compiled_batch = jax.jit(lambda *on_devices: finish(self.assemble(on_devices)))
         self._compiled_record = jax.jit(self._assembled_record)
         self._unpack_all = jax.jit(self._unpacked_copies)
@@ -94,8 +94,8 @@ class EagerRecords:
         process, `n` a multiple of the row shards. The number N stands for a row of zeros.
         """
         numbers = selection.record_numbers()
-        on_devices = self._packed, numbers.astype(np.int32, copy=False)
-        return BatchInputs(on_devices, self._on_host(numbers))
+        on_devices = self.packed, numbers.astype(np.int32, copy=False)
+        return BatchInputs(on_devices, self.on_host(numbers))
 
     def assemble(self, on_devices: tuple[Packed, Any]) -> dict[str, Any]:
         """Gathers records by number into a batch `[n, ...]`; traceable."""
@@ -107,15 +107,14 @@ class EagerRecords:
         """
         if isinstance(selection, Traced):
             with context_within(self._batch):
-                packed = jax.tree.map(lambda reference: reference[...], self._referenced())
-                return self.assemble((packed, selection.record_numbers()))
+                return self.assemble((self.referenced(), selection.record_numbers()))
         (packed, numbers), on_host = self.inputs(selection)
         with OwnContext(device_of(self._batch)):
             return self._compiled_batch(packed, as_arguments(numbers, self._batch)) | on_host
 
     def scan_inputs(self, numbers: np.ndarray) -> tuple[Packed, np.ndarray]:
         """Returns all records, which the batches share, and the numbers `[steps, n]`."""
-        return self._packed, numbers.astype(np.int32, copy=False)
+        return self.packed, numbers.astype(np.int32, copy=False)
 
     def each_record(self, selection: Selection) -> Iterator[dict[str, Any]]:
         """Yields the records of a selection one by one, on every device."""
@@ -124,7 +123,7 @@ class EagerRecords:
             on_host = {name: rows[0] for name, rows in self._host.take(number).items()}
             with OwnContext(device_of(self._batch)):
                 alone = as_arguments(number.astype(np.int32), self._batch)
-                record = self._compiled_record(self._packed, alone)
+                record = self._compiled_record(self.packed, alone)
             yield record | on_host
 
     def all_records(self, keep: bool) -> dict[str, Any]:
@@ -140,7 +139,7 @@ class EagerRecords:
         if keep and kept and not any(leaf.is_deleted() for leaf in jax.tree.leaves(kept)):
             return kept
         with OwnContext(device_of(self._batch)):
-            arrays = self._unpack_all(self._packed)
+            arrays = self._unpack_all(self.packed)
         if keep and not is_traced():
             self._kept = arrays
         return arrays
@@ -149,13 +148,24 @@ class EagerRecords:
         """Forgets the arrays that `all_records` has kept."""
         self._kept = None
 
-    def _on_host(self, numbers: np.ndarray) -> HostRows:
-        if not self._host.features:
-            return {}
-        slices = sorted(local_rows(self._batch, len(numbers)))
-        return self._host.take(np.concatenate([numbers[start:stop] for start, stop in slices]))
+    def on_host(self, numbers: np.ndarray) -> HostRows:
+        """The features that stay on the host, of the rows of a batch that this process holds."""
+        return self._host.take(self.local(numbers)) if self._host.features else {}
 
-    def _referenced(self) -> Packed:
+    def local(self, numbers: np.ndarray) -> np.ndarray:
+        """Those of the numbers `[n]` of a batch whose rows this process holds."""
+        slices = sorted(local_rows(self._batch, len(numbers)))
+        return np.concatenate([numbers[start:stop] for start, stop in slices])
+
+    def taken(self, packed: Packed, numbers: jax.Array) -> PackedRows:
+        """Gathers the rows of any records by number; N gives a row of zeros. Traceable."""
+        return take_rows(packed.rows, self._strata.places_of(numbers), self._batch, self.layout)
+
+    def referenced(self) -> Packed:
+        """All records, for a compiled function of the caller."""
+        return jax.tree.map(lambda reference: reference[...], self._references_of_mesh())
+
+    def _references_of_mesh(self) -> Packed:
         # Any transformation may close over a `Ref`, also on several processes, and it reaches the
         # compiled program as an argument. An array would become a constant of the program (5 s to
         # compile for 256 MiB), and would raise if it spans processes. The price is a second copy of
@@ -167,7 +177,7 @@ class EagerRecords:
 
             def make() -> Packed:
                 with without_mesh() if mesh is None else nullcontext():
-                    return jax.tree.map(jax.new_ref, self._packed)
+                    return jax.tree.map(jax.new_ref, self.packed)
 
             self._references[mesh] = untraced(make)
         return self._references[mesh]
@@ -176,13 +186,13 @@ class EagerRecords:
         places = self._strata.places_of(numbers)
         aligned = self._strata.parts > 1
         taken = take_rows(packed.rows, places, batch, self.layout, aligned=aligned)
-        return self._unpacked(Packed(taken, packed.starts), batch)
+        return self.unpacked(Packed(taken, packed.starts), batch)
 
     def _assembled_record(self, packed: Packed, numbers: jax.Array) -> dict[str, Any]:
         record = self._assembled(packed, numbers, storage_sharding(self._batch, "replicated"))
         return jax.tree.map(lambda column: column[0], record)
 
-    def _unpacked(self, packed: Packed, rows: Placement) -> dict[str, Any]:
+    def unpacked(self, packed: Packed, rows: Placement) -> dict[str, Any]:
         """The arrays of rows with the placement `rows`."""
         by_row = PartitionSpec(row_axes(rows))
         unpack = on_each_device(self._packing.unpack, rows, in_specs=(by_row, PartitionSpec()))
@@ -195,7 +205,7 @@ class EagerRecords:
             packed = packed._replace(
                 rows=collect_rows(packed.rows, self.length, self._strata.places_of, storage)
             )
-        arrays = self._unpacked(packed, storage)
+        arrays = self.unpacked(packed, storage)
         # Without the copy, JAX would return our rows themselves, and they would be gone if the
         # caller donated them to another program.
         return jax.tree.map(jnp.copy, arrays)
@@ -268,7 +278,7 @@ class EagerRecords:
             return placed
 
 
-def _row_major(columns: Any) -> Any:
+def row_major(columns: Any) -> Any:
     """Asks XLA for the row-major memory layout, which callers get anyway.
 
     Used on one device only. Without it, jax 0.12 copies single-channel images to that layout byte

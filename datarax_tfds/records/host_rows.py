@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from datarax_tfds.decoding.record_spec import Unbatched
@@ -23,6 +24,15 @@ def joined(parts: Iterable[HostRows]) -> HostRows:
     """Concatenates the rows of several parts of a batch."""
     parts = list(parts)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def fill_rows(columns: Any, rows: np.ndarray, values: Any) -> None:
+    """Writes values into these rows of columns, which have the same structure."""
+
+    def fill(column: np.ndarray, some: np.ndarray) -> None:
+        column[rows] = some
+
+    jax.tree.map(fill, columns, values)
 
 
 class HostTable:

@@ -4,32 +4,20 @@ import itertools
 import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from datarax_tfds.decoding.decoder import MAX_CHUNK, decode_chunk_size
-from datarax_tfds.decoding.reader import RecordReader
 from datarax_tfds.order.sampler import BatchAt, Selection
-from datarax_tfds.records.chunks import Chunks, PendingRows
+from datarax_tfds.records.chunks import Chunks, PendingRows, Places
+from datarax_tfds.records.readers import DecodedRecords, Reader
 from datarax_tfds.runtime.threads import ThreadPool, decoding_threads
 
 _MAX_GROUP_BYTES = 16 << 20  # grouping larger batches gains nothing
 _PREFETCHED_GROUPS = 2  # of batches whose bytes are requested together
 
 Result = TypeVar("Result")
-
-
-class DecodedRecords(Protocol):
-    """Reads and decodes records by number: a `RecordReader`, or its `RecordCache`."""
-
-    def read(self, numbers: np.ndarray, keys: np.ndarray | None = None, /) -> dict[str, Any]:
-        """Returns the records `[n, ...]` of these numbers `[n]`; random ones need keys `[n, 2]`."""
-        ...
-
-    def prefetch(self, numbers: np.ndarray, /) -> None:
-        """Begins to read records from a store, without decoding them."""
-        ...
 
 
 class ReadAhead:
@@ -54,7 +42,7 @@ class ReadAhead:
 
     def __init__(
         self,
-        reader: RecordReader,
+        reader: Reader,
         decoded: DecodedRecords,
         pool: ThreadPool,
         slices: Callable[[int], list[tuple[int, int]]],
@@ -130,7 +118,7 @@ class ReadAhead:
             numbers += [batch.record_numbers(slice(start, stop)) for start, stop in slices]
             batch = batch.following
         wanted = np.concatenate(numbers)
-        self._decoded.prefetch(wanted[wanted < self._reader.length])  # the rest is padding
+        self._decoded.prefetch(wanted[self._reader.holds(wanted)])
         self._prefetched |= dict.fromkeys(group, batch)
 
     def _rows_of(self, batch: BatchAt) -> int:
@@ -162,18 +150,19 @@ class ReadAhead:
         Rows for which the caller waits are split finely enough to use all threads.
         """
         slices = self._slices(selections[0].batch_size)
-        numbers, keys, ends = [], [], [0]
+        numbers, keys, ends, held = [], [], [0], []
         for selection, (start, stop) in itertools.product(selections, slices):
             wanted = selection.record_numbers(slice(start, stop))
-            records = int(np.count_nonzero(wanted < self._reader.length))  # the rest is padding
-            numbers.append(wanted[:records])
+            here = self._reader.holds(wanted)
+            held.append(here)
+            numbers.append(wanted[here])
             if self._reader.stochastic:
-                keys.append(selection.keys(slice(start, stop))[:records])
-            ends.append(ends[-1] + records)
+                keys.append(selection.keys(slice(start, stop))[here])
+            ends.append(ends[-1] + len(numbers[-1]))
         share = ends[-1] * (1 if awaited else self._depth) // decoding_threads()
         every_key = np.concatenate(keys) if keys else None
         chunks = self._submitted(np.concatenate(numbers), every_key, share)
-        places = itertools.pairwise(ends)
+        places = map(Places, ends, ends[1:], held)
         return [
             PendingRows(chunks, dict(zip(slices, places, strict=False)), self._reader)
             for _ in selections

@@ -20,6 +20,7 @@ class Records(Protocol):
     """The records of a split, opened: on the devices, or left on disk."""
 
     spec: dict[str, Any]
+    host_spec: dict[str, Any]
 
     def inputs(self, selection: Selection) -> BatchInputs:
         """Returns the inputs of `assemble` for a selection, without compiling anything."""

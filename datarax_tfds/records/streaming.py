@@ -15,7 +15,8 @@ from datarax_tfds.records.chunks import PendingRows
 from datarax_tfds.records.eager import EagerRecords
 from datarax_tfds.records.host_rows import HostRows, joined
 from datarax_tfds.records.memory import EAGER_MEMORY_FRACTION, free_host_bytes
-from datarax_tfds.records.read_ahead import DecodedRecords, ReadAhead
+from datarax_tfds.records.read_ahead import ReadAhead
+from datarax_tfds.records.readers import DecodedRecords, Reader
 from datarax_tfds.records.records import BatchInputs
 from datarax_tfds.runtime.copying import not_copied
 from datarax_tfds.runtime.threads import ThreadPool, decoding_threads
@@ -32,10 +33,13 @@ class StreamingRecords:
     its own; JAX runs in the thread of the caller.
 
     Args:
-        reader: Reads records from the files.
+        reader: Reads and decodes records.
         batch: The placement of batches on the mesh.
         prefetch_buffer: How many batches may wait decoded, as in the config.
         cacheable: Whether decoded records are kept, as in the config.
+
+    Attributes:
+        decoded: Returns the records that the reader reads, or those that are kept.
 
     Raises:
         ValueError: `cacheable` is set, and `map_fn` is random.
@@ -43,25 +47,26 @@ class StreamingRecords:
 
     def __init__(
         self,
-        reader: RecordReader,
+        reader: Reader,
         *,
         batch: Placement,
         prefetch_buffer: int,
         cacheable: bool,
     ):
         self.length = reader.length
-        self.spec = reader.spec
-        self._reader = reader
+        self.spec, self.host_spec = reader.spec, reader.host_spec
+        self.reader = reader
+        self.prefetch_buffer = prefetch_buffer
         self._batch = batch
         self._cache = _cache_of(reader) if cacheable else None
         self._pool = ThreadPool(decoding_threads(), "datarax_tfds")
-        decoded: DecodedRecords = self._cache or reader
+        self.decoded: DecodedRecords = self._cache or reader
         # One more: a batch is being decoded while the others wait.
         depth = prefetch_buffer + 1 if prefetch_buffer else 0
         slices = lambda batch_size: list(local_rows(batch, batch_size))  # noqa: E731
-        self._batches = ReadAhead(reader, decoded, self._pool, slices, depth=depth)
+        self._batches = ReadAhead(reader, self.decoded, self._pool, slices, depth=depth)
         whole = lambda batch_size: [(0, batch_size)]  # noqa: E731
-        self._single = ReadAhead(reader, decoded, self._pool, whole, depth=depth)
+        self._single = ReadAhead(reader, self.decoded, self._pool, whole, depth=depth)
 
     def inputs(self, selection: Selection) -> BatchInputs:
         """Reads the batch itself, on the mesh, and the part of it that stays on the host.
@@ -69,15 +74,15 @@ class StreamingRecords:
         Raises:
             ValueError: The records cannot be rows of an array.
         """
-        require_arrays(self.spec, self._reader.subject, mapped=self._reader.maps)
-        require_same_widths(self.spec, self._reader.subject)
+        require_arrays(self.spec, self.reader.subject, mapped=self.reader.maps)
+        require_same_widths(self.spec, self.reader.subject)
 
         def placed(rows: PendingRows) -> BatchInputs:
             on_host: dict[int, HostRows] = {}
 
             def on_devices(part: slice) -> dict[str, Any]:
                 columns = rows.stacked(part)
-                on_host[part.start] = {name: columns.pop(name) for name in self._reader.host_spec}
+                on_host[part.start] = {name: columns.pop(name) for name in self.reader.host_spec}
                 return columns
 
             batch = global_batch(on_devices, selection.batch_size, self._batch)
@@ -92,19 +97,20 @@ class StreamingRecords:
     def batch(self, selection: Selection) -> dict[str, Any]:
         """The records of a selection as a batch `[batch_size, ...]`."""
         if isinstance(selection, Traced):
-            refuse_compiled(self._reader.subject, batch_size=selection.batch_size)
+            refuse_compiled(self.reader.subject, batch_size=selection.batch_size)
         on_devices, on_host = self.inputs(selection)
         return on_devices | on_host
 
     def scan_inputs(self, numbers: np.ndarray) -> NoReturn:
         """Raises an error: a stream is read on the host, between compiled steps."""
-        refuse_compiled(self._reader.subject, batch_size=numbers.shape[-1])
+        refuse_compiled(self.reader.subject, batch_size=numbers.shape[-1])
 
     def all_records(self, keep: bool) -> dict[str, Any]:  # noqa: ARG002
         """Returns all records in stored order, `[N, ...]`, on the devices. They are read again at
         each call, and `keep` is ignored: a stream must not hold all records in memory.
         """
-        return EagerRecords(self._reader, batch=self._batch, layout="auto").all_records(keep=False)
+        assert isinstance(self.reader, RecordReader)
+        return EagerRecords(self.reader, batch=self._batch, layout="auto").all_records(keep=False)
 
     def reset_cache(self) -> None:
         """Forgets decoded records."""
@@ -116,9 +122,9 @@ class StreamingRecords:
         return iter(self._single.read(selection, lambda rows: list(self._placed_singly(rows))))
 
     def _placed_singly(self, rows: PendingRows) -> Iterator[dict[str, Any]]:
-        require_same_widths(self.spec, self._reader.subject)
+        require_same_widths(self.spec, self.reader.subject)
         for record in rows.singly():
-            on_host = {name: record.pop(name) for name in self._reader.host_spec}
+            on_host = {name: record.pop(name) for name in self.reader.host_spec}
             leaves, structure = jax.tree.flatten(record)
             placed = iter(on_mesh([leaf for leaf in leaves if not _is_text(leaf)], self._batch))
             yield (
@@ -138,7 +144,7 @@ def refuse_compiled(subject: str, batch_size: int) -> NoReturn:
     )
 
 
-def _cache_of(reader: RecordReader) -> RecordCache | None:
+def _cache_of(reader: Reader) -> RecordCache | None:
     if reader.stochastic:
         raise refused(
             ValueError,

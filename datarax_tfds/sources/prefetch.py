@@ -9,6 +9,7 @@ import jax
 
 from datarax_tfds.config.fields import Field, integer
 from datarax_tfds.order.cursor import Cursor
+from datarax_tfds.order.sampler import Sampler
 from sharding.checks import refused
 
 
@@ -36,6 +37,9 @@ class Positioned(Protocol):
 
     @property
     def cursor(self) -> Cursor: ...
+
+    @property
+    def sampler(self) -> Sampler: ...
 
     def advance(self, read: Callable[[Cursor], Taken]) -> Any: ...
 
@@ -87,6 +91,7 @@ class RestOfEpoch(Iterator[Any]):
         self._source = source
         self._size = size
         self._steps: Iterator[tuple[Cursor, Taken]] | None = None
+        self._sampler: Sampler | None = None  # the order in which the batches below come
         self._buffer = deque[tuple[Cursor, Taken]]()
         self._ended = False
 
@@ -103,6 +108,9 @@ class RestOfEpoch(Iterator[Any]):
     def _read(self, cursor: Cursor) -> Taken:
         end = StopIteration()
         while not self._ended:
+            if self._sampler != self._source.sampler:
+                self._restart()
+                self._sampler = self._source.sampler
             if self._steps is None:
                 self._steps = self._source.upcoming()
             while len(self._buffer) <= self._size:

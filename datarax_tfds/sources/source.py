@@ -1,12 +1,11 @@
-"""The base class of both sources: it owns the cursor, and moves it when records are handed out."""
+"""The base class of all sources: it owns the cursor, and moves it when records are handed out."""
 
 import dataclasses
-import hashlib
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import nullcontext
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import jax
 import jax.core
@@ -14,34 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from datarax_tfds.config.config import AnyConfig
-from datarax_tfds.decoding.corrupt_records import CorruptRecords
-from datarax_tfds.decoding.reader import RecordReader
-from datarax_tfds.files.split import open_split
 from datarax_tfds.order.cursor import Cursor, Schedule, warn_of_repeats
 from datarax_tfds.order.order import check_seed
-from datarax_tfds.order.sampler import (
-    BatchAt,
-    ByNumber,
-    RecordOrder,
-    Sampler,
-    Selection,
-    Traced,
-    key_word,
-)
+from datarax_tfds.order.sampler import BatchAt, Sampler, Selection, Traced
 from datarax_tfds.order.wide_numbers import are_words, as_device_numbers, is_wide, join_words
 from datarax_tfds.records.records import Records
 from datarax_tfds.records.streaming import refuse_compiled
 from datarax_tfds.runtime.copying import not_copied
 from datarax_tfds.runtime.forks import refuse_in_forked_child
-from datarax_tfds.runtime.signatures import set_signature
-from datarax_tfds.runtime.untraced import is_traced
-from datarax_tfds.sources.arguments import (
-    numbers_of,
-    require,
-    require_config,
-    require_records,
-)
+from datarax_tfds.sources.arguments import numbers_of, require, require_records
 from datarax_tfds.sources.cursor_variables import (
     Epoch,
     Index,
@@ -51,7 +31,6 @@ from datarax_tfds.sources.cursor_variables import (
     mark_made_by_jax,
     require_movable,
 )
-from datarax_tfds.sources.default_sharding import resolved_sharding
 from datarax_tfds.sources.operation_counts import OperationCounts
 from datarax_tfds.sources.prefetch import RestOfEpoch, Taken
 from datarax_tfds.sources.statistics import Statistics
@@ -72,85 +51,65 @@ from sharding.placement import (
 
 _RECORDS_PER_READ = 32  # of a loop over single records
 
-Config = TypeVar("Config", bound=AnyConfig)
 Opened = TypeVar("Opened", bound=Records)
 
 
+class SourceConfig(Protocol):
+    """What a source and a pipeline ask of the config of any source."""
+
+    @property
+    def batch_stats_fn(self) -> Callable[..., Any] | nnx.Module | None: ...
+
+    @property
+    def precomputed_stats(self) -> dict[str, Any] | None: ...
+
+    @property
+    def cacheable(self) -> bool: ...
+
+    @property
+    def map_fn(self) -> Any: ...  # None if records are as TFDS decodes them
+
+    @property
+    def host_keys(self) -> Set[str] | None: ...
+
+
 @not_copied
-class Source(nnx.Module, Generic[Config, Opened]):
-    """Delivers the records of a TFDS split in an order, from a cursor on.
+class Source(nnx.Module, Generic[Opened]):
+    """Delivers records in an order, from a cursor on.
 
     A compiled function that closes over a source keeps the epoch, the seed and the `shuffle`
     setting of the moment when it was traced. To use the current ones, pass the source as an
     argument of `nnx.jit`.
 
-    Subclasses are final. They decide how records are opened and ordered.
+    Subclasses decide what the records are, and how they are opened and ordered.
 
     Attributes:
         sampler: Which record stands at which position.
         records: Reads the records. It is not part of the state, of `nnx.split` or of a checkpoint.
-        earlier_fingerprints: That of `Split`, for states of earlier versions.
+        length: The number of positions of an epoch.
         turn: The lock that a thread holds while it moves the cursor. Nothing else waits for it.
     """
 
-    _config_type: ClassVar[type]
+    name: str
+    sharding: Placement
+    config: Any  # a `SourceConfig`
+    length: int
+    sampler: Sampler
+    stream_name: str | None
+    _identity: Identity  # the order is added when it is saved
+    draws: bool  # whether records are decoded with random keys
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        rngs: nnx.Rngs | None = None,
-        name: str | None = None,
-        sharding: Placement | None = None,
-        _reader: RecordReader | None = None,
-    ):
-        require_config(config, self._config_type, type(self).__name__)
-        name = name or self._named(config)
-        refuse_in_forked_child(name)
-        if is_traced():
-            raise refused(
-                RuntimeError,
-                name,
-                "a source cannot be built inside a function that is being traced by JAX.",
-                dataset=config.name,
-                fix="build the source outside, and pass it to nnx.jit as an argument",
-            )
-        self.sharding = nnx.static(resolved_sharding(sharding, name))
-        split = open_split(config) if _reader is None else _reader.split
-        self._info = nnx.static(split.info)
-        self.earlier_fingerprints = nnx.static(split.earlier_fingerprints)
-        self.length = len(split)
-        self._block_size = split.block_size
-        self._configure(config, rngs, name)
-        self.sampler = self._configured_sampler()
+    def _start(self, records: Opened) -> None:
+        """Begins at the first record, when name, sharding, config, order and identity are set."""
         self.choice: str | None = None
-        self._statistics = Statistics(config.precomputed_stats)
-        reader = RecordReader(split, config, name) if _reader is None else _reader.renamed(name)
-        self._map_fn_draws = reader.stochastic
-        self._identity = Identity(
-            dataset=split.dataset,
-            split=split.ranges,
-            records=self.length,
-            fingerprint=split.fingerprint,
-            features=_digest(reader.spec, config),
-            user_code=reader.user_code,
-            shuffle=config.shuffle,
-            seed=None,
-        )
-        corrupt = {"max_corrupt_records": config.max_corrupt_records}
-        self.agree("construction", self.identity.saved() | reader.versions | corrupt)
-        self._corrupt: CorruptRecords = nnx.static(reader.corrupt)
-        self._records: Opened = nnx.static(self._opened(reader))
+        self._statistics = Statistics(self.config.precomputed_stats)
+        self._records: Opened = nnx.static(records)
         self.index = Index(as_device_numbers(0, self.length))
         self.epoch = Epoch(0)
         # Reentrant: a stage, or a signal handler, may ask for a batch while one is being made.
         self.turn = nnx.static(threading.RLock())
         self._counts = OperationCounts(self.length)
         self._settle()
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        set_signature(cls, [field.name for field in dataclasses.fields(cls._config_type)])
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("epoch", "index"):
@@ -164,46 +123,9 @@ class Source(nnx.Module, Generic[Config, Opened]):
         mark_made_by_jax(source.epoch, source.index)
         return source
 
-    @classmethod
-    def _named(cls, config: AnyConfig) -> str:
-        return f"{cls.__name__}({config.name}:{config.split})"
-
-    def _configure(self, config: Config, rngs: nnx.Rngs | None, name: str) -> None:
-        """Sets what a copy may change without opening the records again."""
-        require(name, rngs=rngs)
-        self.config: Config = nnx.static(config)
-        self.rngs = nnx.data(rngs)
-        self.name = name
-        self.stochastic = config.stochastic
-        self.stream_name = config.stream_name
-
-    def _configured_sampler(self) -> Sampler:
-        seed = self._drawn_seed() if self.config.stochastic else self.config.seed
-        return self._sampler_of(self.config.shuffle, seed)
-
-    def _drawn_seed(self) -> int:
-        streams = list(self.rngs or ())
-        assert self.stream_name is not None
-        if self.rngs is None or not {self.stream_name, "default"} & set(streams):
-            raise refused(
-                ValueError,
-                self.name,
-                f"there is no stream {self.stream_name!r} of rngs to draw the seed from.",
-                streams=", ".join(streams) or "no rngs",
-                fix=f"pass rngs=nnx.Rngs({self.stream_name}=0), or use stochastic=False",
-            )
-        return key_word(self.rngs[self.stream_name]())
-
     @abstractmethod
-    def _opened(self, reader: RecordReader) -> Opened:
-        """Opens the records that the reader reads."""
-
-    @abstractmethod
-    def _ordered(self, seed: int | None) -> RecordOrder:
-        """Returns the order of a seed; for None, the stored order."""
-
     def _sampler_of(self, shuffle: bool, seed: int) -> Sampler:
-        return Sampler(self._ordered(seed if shuffle else None), seed)
+        """The sampler of a seed, in random or in stored order."""
 
     @property
     def records(self) -> Opened:
@@ -228,7 +150,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
         before = self.cursor
         epoch = before.epoch
         while before.epoch == epoch:
-            for record in self.records.each_record(self.sampler.at(reads, before)):
+            for record in self.records.each_record(self.select(reads, before)):
                 after = steps.after(before)
                 yield before, Taken(record, after)
                 before = after
@@ -236,9 +158,9 @@ class Source(nnx.Module, Generic[Config, Opened]):
     def __getitem__(self, number: Any) -> dict[str, Any]:
         """Returns a record by its stored number; negative numbers count from the end."""
         require(self.name, number=number)
-        numbers = np.array([int(number)])
-        require_records(numbers, range(-self.length, self.length), self.name)
-        selection = ByNumber(numbers % self.length, self.cursor.epoch, self.sampler.seed)
+        numbers, records = np.array([int(number)]), self.sampler.order.records
+        require_records(numbers, range(-records, records), self.name)
+        selection = self.sampler.by_number(numbers % records, self.cursor.epoch)
         return next(self.records.each_record(selection))
 
     def get_batch(self, batch_size: int, key: jax.Array | None = None) -> dict[str, Any]:
@@ -304,7 +226,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
         if isinstance(numbers, jax.Array):
             return numbers
         with OwnContext(device_of(self.sharding)):
-            return jax.device_put(as_device_numbers(numbers, self.length))
+            return jax.device_put(as_device_numbers(numbers, self.sampler.order.records))
 
     def _selection(self, start: int | jax.Array, size: int, key: jax.Array | None) -> Selection:
         words = is_wide(self.length) and are_words(start)
@@ -331,12 +253,12 @@ class Source(nnx.Module, Generic[Config, Opened]):
         """
         numbers = numbers_of(indices, self.name)
         check_batch_size(len(numbers), self.sharding)
-        epoch, seed = self.cursor.epoch, self.sampler.seed
-        if _traced(numbers):
-            return self.records.batch(Traced(epoch, numbers, seed))
-        numbers = np.asarray(jax.device_get(numbers))
-        require_records(numbers, range(self.length), self.name)
-        return self.records.batch(ByNumber(numbers, epoch, seed))
+        if not _traced(numbers):
+            numbers = np.asarray(jax.device_get(numbers))
+            require_records(numbers, range(self.sampler.order.records), self.name)
+        elif not isinstance(numbers, jax.Array):
+            numbers = jnp.asarray(numbers)
+        return self.records.batch(self.sampler.by_number(numbers, self.cursor.epoch))
 
     def process(self, input: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: A002
         """Returns `source[input]` for an integer, and `get_records(input)` for an array."""
@@ -361,9 +283,9 @@ class Source(nnx.Module, Generic[Config, Opened]):
         """
         return self.records.spec
 
+    @abstractmethod
     def get_dataset_info(self) -> Any:
-        """The `tfds.core.DatasetInfo`: description, features, splits, citation."""
-        return self._info
+        """What TFDS says of the dataset, or of each of several."""
 
     @property
     def cursor(self) -> Cursor:
@@ -482,11 +404,11 @@ class Source(nnx.Module, Generic[Config, Opened]):
         self.sampler = self._sampler_of(enabled, self.sampler.seed)
 
     @property
+    @abstractmethod
     def corrupt_records(self) -> dict[int, int]:
         """The number of each corrupt record that this process has found so far, and the number of
-        the record that replaces it. There are at most `config.max_corrupt_records`.
+        the record that replaces it.
         """
-        return self._corrupt.replacements
 
     @property
     def identity(self) -> Identity:
@@ -494,7 +416,7 @@ class Source(nnx.Module, Generic[Config, Opened]):
         return dataclasses.replace(
             self._identity,
             shuffle=self.is_random_order,
-            seed=self.sampler.seed if self.is_random_order or self._map_fn_draws else None,
+            seed=self.sampler.seed if self.is_random_order or self.draws else None,
             order=self.sampler.order.version,
         )
 
@@ -513,9 +435,29 @@ class Source(nnx.Module, Generic[Config, Opened]):
             StateMismatchError: A `ValueError`. The state is damaged, or belongs to another dataset,
                 split, order or seed; the message names every field that differs.
         """
-        cursor = cursor_from_state(state, self.identity, self.name, self.earlier_fingerprints)
-        self.agree("set_state", dataclasses.asdict(cursor))
-        self.seek(cursor)
+        self.restore(state, self.identity, self.name, "set_state")
+
+    def restore(
+        self, state: Mapping[str, Any], identity: Identity, subject: str, doing: str
+    ) -> None:
+        """Continues from a saved state, which must have this identity, as `set_state` says.
+
+        Args:
+            state: The saved state.
+            identity: That of the source, or of a pipeline of it.
+            subject: Who restores, for messages.
+            doing: What the processes are doing, for messages.
+        """
+        cursor, sampler = self._saved_place(state, identity, subject)
+        order = {} if sampler is None else {"order": sampler.order.version}
+        self.agree(doing, dataclasses.asdict(cursor) | order)
+        self.seek(cursor, sampler)
+
+    def _saved_place(
+        self, state: Mapping[str, Any], identity: Identity, subject: str
+    ) -> tuple[Cursor, Sampler | None]:
+        """The saved cursor, and the order in which it is a place if it is not the present one."""
+        return cursor_from_state(state, identity, subject), None
 
     def agree(self, doing: str, fields: Mapping[str, Any]) -> None:
         """Raises on every process unless all processes of the mesh pass equal `fields`."""
@@ -590,52 +532,6 @@ class Source(nnx.Module, Generic[Config, Opened]):
         clone.turn = nnx.static(threading.RLock())
         return clone
 
-    def copy(
-        self,
-        *,
-        config: Config | None = None,
-        rngs: nnx.Rngs | None = None,
-        name: str | None = None,
-    ) -> Self:
-        """Returns a source with the given arguments, and otherwise with the order, the position,
-        the counts and the statistics of this one.
-
-        The records are shared if the new config reads the same ones in the same way. Otherwise they
-        are opened again. A copy that reads other records begins at the first one.
-
-        Args:
-            config: Replaces the config.
-            rngs: Replaces the streams; a `stochastic` copy draws its seed from them.
-            name: Replaces the name.
-
-        Raises:
-            TypeError: `config` is that of another kind of source.
-        """
-        wanted = self.config if config is None else config
-        require_config(wanted, self._config_type, self.name)
-        reordered = wanted.ordering != self.config.ordering
-        reordered |= rngs is not None and wanted.stochastic
-        streams = nnx.clone(self.rngs) if rngs is None and self.rngs is not None else rngs
-        if name is None and self.name != self._named(self.config):
-            name = self.name
-        if wanted.reading == self.config.reading:
-            other = self.clone()
-            other._configure(wanted, streams, name or self._named(wanted))
-            if reordered:
-                other.sampler = other._configured_sampler()
-        else:
-            other = type(self)(wanted, rngs=streams, name=name, sharding=self.sharding)
-            if other._identity != self._identity:
-                return other
-            other.seek(self.cursor)
-            other._counts = nnx.clone(self._counts)
-            other._statistics = nnx.clone(self._statistics)
-            if not reordered:
-                other.sampler = other._sampler_of(self.is_random_order, self.sampler.seed)
-        if wanted.precomputed_stats is not self.config.precomputed_stats:
-            other._statistics = Statistics(wanted.precomputed_stats)
-        return other
-
     def requires_rng_streams(self) -> list[str] | None:
         """The name of the stream of `rngs` for the seed, in a list; None without `stream_name`."""
         return [self.stream_name] if self.stream_name is not None else None
@@ -668,26 +564,6 @@ class Source(nnx.Module, Generic[Config, Opened]):
         """Whether batches can be taken one after the other: always True."""
         return True
 
-    @property
-    def dataset_name(self) -> str | None:
-        return self.config.name
-
-    @property
-    def split_name(self) -> Any:
-        return self.config.split
-
-    @property
-    def as_supervised(self) -> bool:
-        return self.config.as_supervised
-
-    @property
-    def include_keys(self) -> Any:
-        return self.config.include_keys
-
-    @property
-    def exclude_keys(self) -> Any:
-        return self.config.exclude_keys
-
     def __repr__(self) -> str:
         order = f"shuffled with seed {self.sampler.seed}" if self.is_random_order else "as stored"
         choice = f"; {self.choice}" if self.choice else ""
@@ -702,12 +578,3 @@ def _traced(*values: Any) -> bool:
     # Under jit, a new array is a tracer. Not `zeros`, which a transfer guard would refuse.
     with without_mesh():
         return any(isinstance(value, jax.core.Tracer) for value in (jnp.arange(1), *values))
-
-
-def _digest(spec: Any, config: AnyConfig) -> str:
-    lines = [
-        f"{jax.tree_util.keystr(path)} {leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(spec)
-    ]
-    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-    return f"{digest}, stateful map_fn" if config.allow_stateful_map_fn else digest

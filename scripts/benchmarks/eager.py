@@ -120,7 +120,7 @@ def batch_at(length: int) -> Callable[[jax.Array], Any]:
     def at(start: jax.Array) -> Any:
         positions = start + jnp.arange(BATCH)
         numbers = order.device_numbers(positions // length, positions % length)
-        return records.batch(Traced(positions // length, numbers, seed=0))
+        return records.batch(Traced(order, positions // length, numbers, seed=0))
 
     return at
 

@@ -18,6 +18,7 @@ from benchmarking import Comparison, in_turn, show
 from jax.sharding import AxisType
 
 from datarax_tfds.order.cursor import Cursor, Schedule
+from datarax_tfds.order.order import Order
 from datarax_tfds.order.sampler import ByNumber, Sampler
 from datarax_tfds.order.strata import StrataOrder
 from datarax_tfds.records.eager import EagerRecords
@@ -48,7 +49,9 @@ def gathers(options: Options) -> Iterator[Comparison]:
             for size in (256, 1024):
                 order = np.random.default_rng(1).permutation(RECORDS).astype(np.int32)
                 batches = order[: RECORDS // size * size].reshape(-1, size)
-                ours = lambda numbers, records=records: records.batch(ByNumber(numbers, 0, 0))  # noqa: E731
+                ours = lambda numbers, records=records: records.batch(  # noqa: E731
+                    ByNumber(Order(RECORDS), numbers, 0, 0)
+                )
                 assert np.array_equal(ours(batches[0])["image"], images[batches[0]])
 
                 def run(take: Callable[[np.ndarray], Any], batches: np.ndarray = batches) -> None:

@@ -20,6 +20,8 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from datarax_tfds import (
+    Cursor,
+    MixtureSource,
     Pipeline,
     TFDSEagerConfig,
     TFDSEagerSource,
@@ -57,10 +59,20 @@ fields = {"name": "tiny", "split": "train", "data_dir": DATA_DIR, "shuffle": Tru
 if KIND == "eager":
     config = TFDSEagerConfig(layout="sharded", **fields)
     source = TFDSEagerSource(config, sharding=batch_sharding(mesh))
-else:
+elif KIND == "streaming":
     # In a store, the default would be another order.
     config = TFDSStreamingConfig(access="random", **fields)
     source = TFDSStreamingSource(config, sharding=batch_sharding(mesh))
+else:  # a mixture of both, whose weights change within a batch of any size
+    parts = {}
+    for name, (split, kind) in contract.MIXED.items():
+        of_part = fields | {"split": split}
+        config = TFDSEagerConfig(**of_part)
+        if kind is TFDSStreamingSource:
+            config = TFDSStreamingConfig(access="random", **of_part)
+        parts[name] = kind(config, sharding=batch_sharding(mesh))
+    source = MixtureSource(parts, weights={"web": 0.7, "code": 0.3})
+    source.set_weights({"web": 1, "code": 3}, at=Cursor(0, 50))
 pipeline = Pipeline(source=source, batch_size=int(BATCH_SIZE))
 ledger = os.open(
     f"{LEDGER}-{jax.process_index()}.jsonl", os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644
@@ -74,7 +86,7 @@ model = {"sum": jax.jit(lambda: jnp.int32(0), out_shardings=everywhere)()}
 step = latest_valid_step(manager) or 0
 if step:
     if MOMENT == "restore" and jax.process_index() == 0:
-        pipeline.source.seek = lambda cursor: die()
+        pipeline.source.seek = lambda *_: die()
     args = ocp.args.Composite(model=ocp.args.StandardRestore(model), data=DataRestore(pipeline))
     model = manager.restore(step, args=args)["model"]
 

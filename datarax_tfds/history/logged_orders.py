@@ -1,0 +1,62 @@
+"""Writes the order of a run into its log, and rebuilds it for the audit."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from datarax_tfds.order.block_order import BlockOrder
+from datarax_tfds.order.mixture import MixtureOrder, Stage, stages_of_version
+from datarax_tfds.order.order import Order
+from datarax_tfds.order.record_order import RecordOrder
+from datarax_tfds.order.strata import StrataOrder
+from sharding.checks import refused
+
+
+def logged_parts(order: RecordOrder) -> list[list[Any]] | None:
+    """What a saved state does not say of the order of a mixture: name, length, seed and version of
+    each part. None for an order of one split, of which the state says everything.
+    """
+    if not isinstance(order, MixtureOrder):
+        return None
+    return [
+        [name, *(() if part is None else (part.length, part.seed, part.version))]
+        for name, part in zip(order.names, order.parts, strict=True)
+    ]
+
+
+def logged_order(state: Mapping[str, Any], parts: Sequence[Sequence[Any]] | None) -> RecordOrder:
+    """The order of a run.
+
+    Args:
+        state: The saved state with which the run begins.
+        parts: What `logged_parts` gave.
+
+    Raises:
+        ValueError: A later version of the library wrote it.
+    """
+    version, length = state["order"], state["records"]
+    if parts is None:
+        return _order_of_split(version, length, state["seed"] if state["shuffle"] else None)
+    names = tuple(name for name, *_ in parts)
+    stages = stages_of_version(version, len(names))
+    if stages is None:
+        raise refused(
+            ValueError,
+            "MixtureOrder",
+            "this version of datarax_tfds does not know the saved order.",
+            order=repr(version),
+            fix="use the version of datarax_tfds that saved it",
+        )
+    places = [sorted(names).index(name) for name in names]
+    orders = [
+        _order_of_split(described[2], described[0], described[1]) if described else None
+        for _, *described in parts
+    ]
+    by_part = tuple(Stage(start, tuple(weights[at] for at in places)) for start, weights in stages)
+    return MixtureOrder(names, tuple(orders), length, by_part)
+
+
+def _order_of_split(version: int | str, length: int, seed: int | None) -> RecordOrder:
+    if isinstance(version, str):
+        strata = StrataOrder.of_version(version, length, seed)
+        return strata or BlockOrder.of_version(version, length, seed or 0)
+    return Order(length, seed)

@@ -1,0 +1,41 @@
+"""The protocols of what reads records on the host, for `ReadAhead`."""
+
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class DecodedRecords(Protocol):
+    """Reads and decodes records by number: a `RecordReader`, or its `RecordCache`."""
+
+    def read(self, numbers: np.ndarray, keys: np.ndarray | None = None, /) -> dict[str, Any]:
+        """Returns the records `[n, ...]` of these numbers `[n]`; random ones need keys `[n, 2]`."""
+        ...
+
+    def prefetch(self, numbers: np.ndarray, /) -> None:
+        """Begins to read records from a store, without decoding them."""
+        ...
+
+
+class Reader(Protocol):
+    """What is known of the records before they are read: see `RecordReader`."""
+
+    length: int
+    reach: int
+    subject: str
+    spec: dict[str, Any]
+    host_spec: dict[str, Any]
+    record_bytes: int
+    holds_arrays: bool
+    maps: bool
+    stochastic: bool
+
+    def holds(self, numbers: np.ndarray) -> np.ndarray: ...
+
+    def slowest(self) -> str: ...
+
+    def records_ahead(self, *, shuffled: bool) -> int: ...
+
+    def prefetch(self, numbers: np.ndarray, /) -> None: ...
+
+    def read(self, numbers: np.ndarray, keys: np.ndarray | None = None, /) -> dict[str, Any]: ...
