@@ -49,6 +49,7 @@ SLOW = {
     "test_launchers.py::test_the_processes_of_a_launcher_find_each_other": True,
     "test_launchers.py::test_arguments_say_what_the_environment_does_not": True,
     "test_map_fn_results.py": True,
+    "test_mixture.py": True,
     "test_object_store.py": False,
     "test_preparing.py": False,
     "test_preemption.py": True,

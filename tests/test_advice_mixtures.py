@@ -38,7 +38,7 @@ def removed(u, *, then):
 
 
 def changed(source, digits):
-    for epoch in range(1, 25):
+    for epoch in range(1, 60):
         source.set_weights({"web": epoch + digits, "code": 1009 + digits}, at=Cursor(epoch, 0))
 
 
