@@ -34,6 +34,7 @@ from sharding.checks import is_integer, nearest, refused, whole_number
 EpochLength = Literal["total", "shortest", "longest"]
 
 _MAX_STATE_BYTES = 2048
+_MAX_NAMED = 8  # parts in the name of a mixture
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ class MixtureSource(Source[MixtureRecords]):
     ):
         present = _require_parts(parts)
         names = tuple(parts)
-        self.name = name or f"MixtureSource({', '.join(names)})"
+        listed = ", ".join(names) if len(names) <= _MAX_NAMED else f"{len(names)} parts"
+        self.name = name or f"MixtureSource({listed})"
         refuse_in_forked_child(self.name)
         if is_traced():
             raise refused(
@@ -211,8 +213,7 @@ class MixtureSource(Source[MixtureRecords]):
         whole = weights_of_parts(weights, self.order.names, removed, self.name)
         start, now = self._position(self._checked(at)), self._position(self.cursor)
         if start < now:
-            stage = self.order.stages[self.order.at_stage(start)]
-            if stage == (start, whole) or (start == 0 and stage.weights == whole):
+            if self.order.stages[self.order.at_stage(start)].weights == whole:
                 return
             raise refused(
                 ValueError,

@@ -206,6 +206,7 @@ class TestWeights:
         source.get_batch(8)
         other.set_state(json.loads(json.dumps(source.get_state())))
         assert other.get_state() == source.get_state()
+        other.set_weights(WEIGHTS, at=Cursor(0, 3))  # as they were
         other.set_weights({"web": 1, "code": 2}, at=Cursor(0, 8))  # as the program did before
         assert other.get_state() == source.get_state()
         assert equal(other.get_batch(SIZE), source.get_batch(SIZE))

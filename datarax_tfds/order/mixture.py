@@ -20,7 +20,10 @@ from datarax_tfds.order.wide_numbers import is_wide, number_dtype
 
 _VERSION = 1  # to be changed when the same fields give another order
 
-_BLOCK_SIZE = 1 << 13  # numbers of a part that are computed at once, in 2 ms
+_BLOCK_SIZE = 1 << 13  # numbers of a part, or of the mixture, that are computed at once, in 2 ms
+
+# A span is computed alone if its stride is at least this many times as long, as in `Order`.
+_MIN_SPARSE_STRIDE = 16
 
 
 class Stage(NamedTuple):
@@ -122,11 +125,24 @@ class MixtureOrder:
             kept = (*kept, Stage(start, weights))
         return replace(self, stages=kept)
 
-    def host_numbers(self, epoch: int, start: int, stop: int, stride: int = 0) -> np.ndarray:  # noqa: ARG002
+    def host_numbers(self, epoch: int, start: int, stop: int, stride: int = 0) -> np.ndarray:
         """The numbers of the records at positions `[start, stop)` of an epoch, as in `Order`.
 
         A part that was removed has none: its positions have the number of padding.
         """
+        size = stop - start
+        if size >= _BLOCK_SIZE or stride >= _MIN_SPARSE_STRIDE * size:
+            return self._numbers(epoch, start, stop)
+        first, last = start // _BLOCK_SIZE, max(start, stop - 1) // _BLOCK_SIZE
+        parts = [
+            _chunk(self, epoch, chunk)[
+                max(start - chunk * _BLOCK_SIZE, 0) : stop - chunk * _BLOCK_SIZE
+            ]
+            for chunk in range(first, last + 1)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _numbers(self, epoch: int, start: int, stop: int) -> np.ndarray:
         numbers = np.empty(stop - start, number_dtype(self.records))
         for part, places, first in self._dealt(epoch, start, stop):
             order = self.parts[part]
@@ -310,12 +326,21 @@ def _numbers_of_part(order: RecordOrder, first: int, count: int) -> np.ndarray:
     return found[0] if len(found) == 1 else np.concatenate(found)
 
 
+@functools.lru_cache(maxsize=4)  # the chunk in use, the next, and those of an evaluation set
+def _chunk(order: MixtureOrder, epoch: int, chunk: int) -> np.ndarray:
+    """The numbers at the positions of one chunk; the last chunk of an epoch may be short."""
+    start = chunk * _BLOCK_SIZE
+    numbers = order._numbers(epoch, start, min(start + _BLOCK_SIZE, order.length))
+    numbers.flags.writeable = False
+    return numbers
+
+
 @functools.lru_cache(maxsize=512)  # 16 MiB: the blocks in use, and the next, of 256 parts
 def _block(order: RecordOrder, epoch: int, block: int) -> np.ndarray:
     start = block * _BLOCK_SIZE
     stop = min(start + _BLOCK_SIZE, order.length)
-    # A stride, because the rest of the order's own chunk would be gone when it is asked for.
-    return order.host_numbers(epoch, start, stop, stride=16 * _BLOCK_SIZE)
+    # Sparse, because the rest of the order's own chunk would be gone when it is asked for.
+    return order.host_numbers(epoch, start, stop, stride=_MIN_SPARSE_STRIDE * _BLOCK_SIZE)
 
 
 def names_of(weights: Sequence[int], names: Sequence[str]) -> list[str]:

@@ -91,8 +91,9 @@ class MixtureRecords:
         if self._streams is not None:
             streamed, on_host = self._streams.inputs(selection)
         drawn = self._drawn(numbers)
-        for part, records in self._eager.items():
-            on_host = self._host_rows(on_host, records, drawn, part)
+        if self.host_spec:
+            for part, records in self._eager.items():
+                on_host = self._host_rows(on_host, records, drawn, part)
         packed = tuple(records.packed for records in self._eager.values())
         return BatchInputs((packed, (drawn, streamed)), on_host)
 
