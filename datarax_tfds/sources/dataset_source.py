@@ -1,5 +1,6 @@
 """The base class of the sources of one TFDS split: it opens what a config says."""
 
+import dataclasses
 import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping
