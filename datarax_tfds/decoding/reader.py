@@ -65,6 +65,8 @@ class RecordReader:
             is not an array even in one record.
     """
 
+    fan_out = 1
+
     def __init__(self, split: Split, config: AnyConfig, subject: str):
         self.length = self.reach = len(split)
         self.subject = subject

@@ -32,6 +32,7 @@ class JoinedReader:
         self._decoded = [None if part is None else part[1] for part in parts]
         self._stochastic = [part is not None and part[0].stochastic for part in parts]
         self._readers = readers
+        self.fan_out = len(readers)
         self._starts = starts
         self._is_read = np.array([part is not None for part in parts])
         self.length = starts[-1]

@@ -139,7 +139,7 @@ class ReadAhead:
         if not self._reader.holds_arrays:
             return 1
         rows = self._rows_of(batch)
-        wanted = MAX_CHUNK * decoding_threads() / self._depth
+        wanted = MAX_CHUNK * self._reader.fan_out * decoding_threads() / self._depth
         within_reach = self._reader.reach // ((self._depth + 1) * batch.batch_size)
         light = _MAX_GROUP_BYTES // max(rows * self._reader.record_bytes, 1)
         return max(1, min(math.ceil(wanted / rows), within_reach, light))
@@ -172,7 +172,8 @@ class ReadAhead:
         """Submits the records in calls of about equal length, at most `share` in each."""
         size = 1
         if self._reader.holds_arrays:
-            size = decode_chunk_size(share, self._reader.record_bytes)
+            fan_out = self._reader.fan_out
+            size = fan_out * decode_chunk_size(share // fan_out, self._reader.record_bytes)
         size = math.ceil(len(numbers) / max(math.ceil(len(numbers) / size), 1)) or 1
         chunks = [slice(start, start + size) for start in range(0, len(numbers), size)]
         works = [(numbers[rows], None if keys is None else keys[rows]) for rows in chunks]

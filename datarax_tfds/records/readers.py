@@ -26,6 +26,7 @@ class Reader(Protocol):
     spec: dict[str, Any]
     host_spec: dict[str, Any]
     record_bytes: int
+    fan_out: int  # in how many calls, of other readers, `read` decodes what it is given
     holds_arrays: bool
     maps: bool
     stochastic: bool
