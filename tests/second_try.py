@@ -2,9 +2,9 @@
 
     pytest --second-try=flaky.txt
 
-Three failed tests at most run again, one after the other and with no other test beside them; more
-failures have another cause than a busy machine. What the first try printed is shown, and appended
-to the file for each test that passes the second time.
+Ten failed tests at most run again, each alone in a new process; more failures have another cause
+than a busy machine. For each test that passes the second time, the file tells what the first try
+printed, and which files the same process had tested before: one of them may have left something.
 """
 
 import subprocess
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-MOST = 3
+MOST = 10
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,9 +36,15 @@ class SecondTry:
     def __init__(self, flaky: Path):
         self._flaky = flaky
         self._failures: dict[str, str] = {}  # what each test that failed has printed
+        self._tested: dict[str, dict[str, None]] = {}  # the files that each process has tested
+        self._before: dict[str, str] = {}  # what had been tested before each test that failed
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        node = getattr(report, "node", None)  # of pytest-xdist
+        tested = self._tested.setdefault("" if node is None else node.gateway.id, {})
+        tested[report.nodeid.partition("::")[0]] = None
         if report.failed:
+            self._before[report.nodeid] = ", ".join(tested)
             printed = "\n".join([report.longreprtext, report.capstdout, report.capstderr])
             self._failures[report.nodeid] = self._failures.get(report.nodeid, "") + printed
 
@@ -59,5 +65,6 @@ class SecondTry:
         passed = subprocess.run(command, cwd=config.rootpath).returncode == 0
         if passed:
             with self._flaky.open("a") as file:
-                file.write(f"flaky: {test}\n{self._failures[test]}\n")
+                file.write(f"flaky: {test}\nIt passes alone, and failed in a process that tested ")
+                file.write(f"{self._before[test]}.\n{self._failures[test]}\n")
         return passed
