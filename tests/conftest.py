@@ -43,15 +43,27 @@ hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("full", deadline=None)
 
 
+QUICK_ROWS = 4  # 1,136 tests of 4,299; each test function, of which there are 482, runs
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--figures", help="append what the tests of faults measure to this file")
     parser.addoption("--full", action="store_true", help="test faults at length: minutes")
-    parser.addoption("--quick", action="store_true", help="leave out the tests marked slow")
+    parser.addoption(
+        "--quick", action="store_true", help="leave out the tests marked slow, and most parameters"
+    )
+    parser.addoption(
+        "--rows",
+        type=int,
+        metavar="N",
+        help="run each test with N of its parameters at most; those marked versions with all",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--quick"):
         config.option.markexpr = "not slow"
+        config.option.rows = config.option.rows or QUICK_ROWS
     hypothesis.settings.load_profile("full" if config.getoption("--full") else "same")
     # The longest groups of tests first, as `costs.mark` has them, instead of the largest.
     config.option.loadscopereorder = False
@@ -64,6 +76,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     costs.mark(config, items)
+    if (most := config.getoption("rows")) is not None:
+        some = costs.some_rows([item.nodeid for item in items], most)
+        left = [
+            item
+            for item in items
+            if item.nodeid not in some and item.get_closest_marker("versions") is None
+        ]
+        if left:
+            config.hook.pytest_deselected(items=left)
+            items[:] = [item for item in items if item not in set(left)]
 
 
 def pytest_collection_finish() -> None:
@@ -95,7 +117,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     left_out = config.stash.get(LEFT_OUT, 0)
     if left_out and config.getoption("--quick"):
         terminalreporter.section("quick run")
-        terminalreporter.line(f"{left_out} slow tests were left out. All run without --quick.")
+        terminalreporter.line(
+            f"{left_out} tests were left out: the slow ones, and of each test with more than"
+            f" {config.getoption('rows')} parameters the others. All run without --quick."
+        )
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -5,6 +5,9 @@ than about a second, or waits for long: most of these start processes, each of w
 TensorFlow (5 s of a core), or compile large programs.
 """
 
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import PurePath
 
 import pytest
@@ -90,6 +93,18 @@ def mark(config: pytest.Config, items: list[pytest.Item]) -> None:
         raise pytest.UsageError(f"tests/costs.py names tests that are gone: {', '.join(gone)}")
     groups = {item: group(item.nodeid) for item in items}
     items.sort(key=lambda item: (groups[item] != "processes", groups[item] not in slow_groups))
+
+
+def some_rows(node_ids: Iterable[str], most: int) -> set[str]:
+    """Of each test with more parameters than `most`, that many, which are the same in each run.
+
+    They are chosen by a hash: every nth would hit the same value of an inner parameter each time.
+    """
+    rows = defaultdict(list)
+    for node_id in node_ids:
+        rows[node_id.partition("[")[0]].append(node_id)
+    by_hash = lambda node_id: zlib.crc32(node_id.encode())
+    return {row for test in rows.values() for row in sorted(test, key=by_hash)[:most]}
 
 
 def group(node_id: str) -> str:

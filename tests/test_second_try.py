@@ -1,10 +1,11 @@
-"""The second try of failed tests."""
+"""The second try of failed tests, and the choice of those that run."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import costs
 import pytest
 from checkout import GUARD_S
 
@@ -49,3 +50,13 @@ def test_up_to_ten_tests_are_tried_again(tmp_path, names, sound, status, tries, 
     assert listed.count("It passes alone, and failed in a process that tested test_it.py") == flaky
     assert listed.count("AssertionError: the first try of ") == flaky
     assert flaky or not (tmp_path / "flaky.txt").exists()
+
+
+def test_of_each_test_some_rows_run_and_are_the_same_in_each_run():
+    few = ["test_a.py::test_one", "test_a.py::test_two[1]", "test_b.py::test_two[1]"]
+    many = [f"test_a.py::TestIt::test_many[{n}-{kind}]" for n in range(9) for kind in "ab"]
+    some = costs.some_rows([*few, *many], 4)
+    assert some > set(few)
+    assert len(some - set(few)) == 4
+    assert {row[-2] for row in some - set(few)} == {"a", "b"}
+    assert costs.some_rows([*reversed(many), *few], 4) == some
