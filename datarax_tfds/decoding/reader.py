@@ -21,7 +21,7 @@ from datarax_tfds.decoding.tensorflow_import import tensorflow
 from datarax_tfds.decoding.tfds_decoding import values_of_tfds
 from datarax_tfds.errors import DataLossError
 from datarax_tfds.files.block_files import BlockFiles
-from datarax_tfds.files.prefetched_files import PrefetchedFiles, records_ahead
+from datarax_tfds.files.prefetched_files import THREADS, PrefetchedFiles, records_ahead
 from datarax_tfds.files.record_files import RecordFiles
 from datarax_tfds.files.split import Split
 from datarax_tfds.runtime.copying import not_copied
@@ -170,6 +170,7 @@ class RecordReader:
             block_size=block_size,
             kept=math.ceil(window / block_size)
             + math.ceil(max(window, self.records_ahead(shuffled=False)) / block_size),
+            threads=THREADS if self.split.in_store else 16,
         )
 
     def records_ahead(self, *, shuffled: bool) -> int:

@@ -7,7 +7,6 @@ from concurrent.futures import Future
 
 import numpy as np
 
-from datarax_tfds.files.prefetched_files import THREADS
 from datarax_tfds.runtime.copying import not_copied
 from datarax_tfds.runtime.threads import ThreadPool
 
@@ -34,7 +33,7 @@ class BlockFiles:
         length: int,
         block_size: int,
         kept: int,
-        threads: int = THREADS,
+        threads: int,
     ):
         self._read = read
         self._length = length
