@@ -53,8 +53,8 @@ NOT_FOLLOWED = [
         "test_another_package_called_sharding_is_named_with_its_file follows it",
     ),
     (
-        "this version of datarax_tfds does not know the saved order.",
-        "use the version of datarax_tfds that saved it",
+        "this version of datarax_tfds does not know the order in the log.",
+        "use the version of datarax_tfds that wrote the log",
         "there is no other version that a test could use",
     ),
     (

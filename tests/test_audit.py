@@ -20,6 +20,7 @@ from datarax_tfds import (
     audit,
 )
 from datarax_tfds.cli import main
+from datarax_tfds.history.logged_orders import logged_order
 
 SIZE = 24
 
@@ -203,6 +204,13 @@ def test_logs_of_different_orders_are_refused(source, tmp_path):
     run(tmp_path / "other", other, 1)
     with pytest.raises(ValueError, match=r"differ in seed(.|\n)*42 and 9(.|\n)*fix:"):
         audited(tmp_path / "one", tmp_path / "other")
+
+
+@pytest.mark.parametrize("parts", [None, [["web", 97, 1, 1]]])
+def test_an_order_of_a_later_version_is_refused(source, parts):
+    state = source.get_state() | {"order": "spirals, 1"}
+    with pytest.raises(ValueError, match=r"does not know the order in the log(.|\n)*fix:"):
+        logged_order(state, parts)
 
 
 class TestRecordNumbers:

@@ -39,13 +39,7 @@ def logged_order(state: Mapping[str, Any], parts: Sequence[Sequence[Any]] | None
     names = tuple(name for name, *_ in parts)
     stages = stages_of_version(version, len(names))
     if stages is None:
-        raise refused(
-            ValueError,
-            "MixtureOrder",
-            "this version of datarax_tfds does not know the saved order.",
-            order=repr(version),
-            fix="use the version of datarax_tfds that saved it",
-        )
+        raise _unknown(version)
     places = [sorted(names).index(name) for name in names]
     orders = [
         _order_of_split(described[2], described[0], described[1]) if described else None
@@ -58,5 +52,18 @@ def logged_order(state: Mapping[str, Any], parts: Sequence[Sequence[Any]] | None
 def _order_of_split(version: int | str, length: int, seed: int | None) -> RecordOrder:
     if isinstance(version, str):
         strata = StrataOrder.of_version(version, length, seed)
-        return strata or BlockOrder.of_version(version, length, seed or 0)
+        order = strata or BlockOrder.of_version(version, length, seed or 0)
+        if order is None:
+            raise _unknown(version)
+        return order
     return Order(length, seed)
+
+
+def _unknown(version: str) -> ValueError:
+    return refused(
+        ValueError,
+        "CursorLog",
+        "this version of datarax_tfds does not know the order in the log.",
+        order=repr(version),
+        fix="use the version of datarax_tfds that wrote the log",
+    )

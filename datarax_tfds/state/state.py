@@ -111,7 +111,7 @@ def cursor_from_state(
     if differing:
         given = [f"{name}={fields[name]!r}" for name in differing if name in _ARGUMENTS]
         if "order" in differing:
-            given.append(_arguments_of_order(fields))
+            given += _arguments_of_order(fields)
         precision = ", and under the same jax_enable_x64" * ("features" in differing)
         raise refused(
             StateMismatchError,
@@ -126,14 +126,15 @@ def cursor_from_state(
     return Cursor(fields["epoch"], fields["index"])
 
 
-def _arguments_of_order(fields: Mapping[str, Any]) -> str:
-    """The arguments of a config that give the order of a saved state."""
+def _arguments_of_order(fields: Mapping[str, Any]) -> list[str]:
+    """The arguments of a config that give the order of a saved state, if it is of one split."""
     version, length = fields["order"], fields["records"]
     if not isinstance(version, str):
-        return "access='random', strata=None"
+        return ["access='random', strata=None"]
     if strata := StrataOrder.of_version(version, length, None):
-        return f"strata={strata.strata}"
-    return BlockOrder.of_version(version, length, seed=0).arguments
+        return [f"strata={strata.strata}"]
+    blocks = BlockOrder.of_version(version, length, seed=0)
+    return [] if blocks is None else [blocks.arguments]
 
 
 def _warn_of_other_code(saved: str | None, now: str | None, subject: str) -> None:
