@@ -17,7 +17,7 @@ THREADS = 32  # as many as TensorStore has requests under way by default
 BUDGET_BYTES = 64 << 20
 _MAX_REQUESTS = 1024  # of single records: more would be in vain when a job stops
 _MAX_RECORDS = 1 << 15  # finding the numbers of more takes longer than it gains
-# In one call: with 32 requests of single records at a time, calls of 64 take twice the CPU time.
+# In one call: smaller calls for single records take more CPU time.
 _CALL_BYTES = 2 << 20  # of consecutive records, which take one request
 _CALL_RECORDS = 512
 
