@@ -122,7 +122,7 @@ def test_states_of_earlier_versions_that_looked_at_the_sizes_of_files_are_restor
     split = "train[:30]+train[30:]"
     source = TFDSEagerSource(TFDSEagerConfig(name="tiny", split=split, data_dir=data_dir))
     now = source.identity
-    earlier = source.earlier_fingerprints()
+    earlier = opened(data_dir, name="tiny", split=split).earlier_fingerprints()
     assert len({now.fingerprint, *earlier}) == 3
     for fingerprint in earlier:
         state = to_state(Cursor(0, 30), dataclasses.replace(now, fingerprint=fingerprint))

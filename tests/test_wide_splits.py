@@ -72,7 +72,7 @@ def wide(data_dir, monkeypatch):
 
     from datarax_tfds import tfds_source
     from datarax_tfds.files.split import open_split
-    from datarax_tfds.sources import source
+    from datarax_tfds.sources import dataset_source
 
     def open_wide(length: int) -> Any:
         def opened(config: Any) -> Any:
@@ -80,7 +80,7 @@ def wide(data_dir, monkeypatch):
             files = RepeatedFiles(split.files, length)
             return replace(split, files=files, ranges=f"train[0:{length}]")
 
-        for module in (source, tfds_source):
+        for module in (dataset_source, tfds_source):
             monkeypatch.setattr(module, "open_split", opened)
 
     def make(length: int, **fields: Any) -> Any:
