@@ -9,7 +9,7 @@ from datarax_tfds.files.tfrecord import TFRecordFile
 from datarax_tfds.runtime.copying import not_copied
 from datarax_tfds.runtime.disk_cache import DiskCache
 
-KEPT_BYTES = 8  # for each record, beside it
+LENGTH_BYTES = 8  # of the length of a record, which is kept with the record
 
 
 @not_copied
@@ -55,6 +55,6 @@ def _packed(records: list[bytes]) -> bytes:
 
 
 def _unpacked(content: bytes, count: int) -> list[bytes]:
-    ends = KEPT_BYTES * count + np.cumsum(np.frombuffer(content, "<i8", count))
-    starts = [KEPT_BYTES * count, *ends[:-1].tolist()]
+    ends = LENGTH_BYTES * count + np.cumsum(np.frombuffer(content, "<i8", count))
+    starts = [LENGTH_BYTES * count, *ends[:-1].tolist()]
     return [content[a:b] for a, b in zip(starts, ends.tolist(), strict=True)]

@@ -83,7 +83,7 @@ class TFRecordObjectOpener:
         return KeptBlocks(file, f"{path} ".encode() + now, self._cache)
 
     def first_record(self, path: PurePath) -> bytes | None:
-        """The first record of an object, so that not every host reads all of it for an index."""
+        """The first record of an object. It needs no index, for which all of it would be read."""
         path = cast(ObjectPath, path)
         return first_record(StoredObject(path, self._generations.of(path), 0))
 

@@ -14,7 +14,7 @@ from typing import Any
 from datarax_tfds.config.config import AnyConfig, TFDSEagerConfig
 from datarax_tfds.errors import DataLossError
 from datarax_tfds.files.formats import FORMATS, FileOpener
-from datarax_tfds.files.kept_blocks import KEPT_BYTES
+from datarax_tfds.files.kept_blocks import LENGTH_BYTES
 from datarax_tfds.files.metadata_checks import require_inside
 from datarax_tfds.files.object_formats import OBJECT_FORMATS
 from datarax_tfds.files.prefetched_files import THREADS
@@ -200,7 +200,7 @@ def _cache(
         )
     cache = DiskCache(Path(config.cache_dir, "datarax_tfds_blocks"), config.cache_bytes)
     windows = min(2 * max(config.shuffle_buffer_size, block_size), records)
-    needed = math.ceil(windows * (record_bytes + KEPT_BYTES))
+    needed = math.ceil(windows * (record_bytes + LENGTH_BYTES))
     if cache.max_bytes < needed:
         raise refused(
             ValueError,

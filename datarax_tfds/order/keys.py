@@ -26,8 +26,8 @@ def record_keys(seed: int, epochs: Any, numbers: Any, salts: Any = 0) -> Any:
         epochs: One epoch, or an array `[n]` of them, from 0.
         numbers: `[n]`, in `[0, 2**61]`, a NumPy array; or a JAX array, which may be traced, of
             numbers below 2**32.
-        salts: One, or an array `[n]`, for records that share seeds and numbers: multiples of 256
-            below 2**29, with numbers below 2**40.
+        salts: Give records with equal numbers, of different parts, different keys: 0, or `[n]`
+            multiples of 256 below 2**29, with numbers below 2**40.
 
     Returns:
         `[n, 2]` int32, an array like `numbers`.

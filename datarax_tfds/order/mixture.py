@@ -247,7 +247,7 @@ class MixtureOrder:
         )
 
     def salted(self, numbers: Any) -> tuple[Any, Any]:
-        """A salt of each record's part, which is that of its name, and the number in the part."""
+        """For each record, a salt made of the name of its part, and its number in that part."""
         part, within = located(self.starts, numbers)
         xp = jnp if isinstance(numbers, jax.Array) else np
         words = [int(hashlib.sha256(name.encode()).hexdigest()[:5], 16) for name in self.names]

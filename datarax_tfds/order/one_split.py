@@ -14,11 +14,11 @@ class OneSplit:
 
     @property
     def records(self) -> int:
-        """The numbers are in `[0, records)`."""
+        """The number of records; their numbers are in `[0, records)`."""
         return self.length
 
     def host_epochs(self, epoch: int, start: int, stop: int) -> int:  # noqa: ARG002
-        """How often the record at each position has come before: as often as there were epochs."""
+        """The epoch in which the record at each position comes, for its random keys."""
         return epoch
 
     def device_epochs(self, epochs: jax.Array, positions: jax.Array) -> jax.Array:  # noqa: ARG002
@@ -26,7 +26,7 @@ class OneSplit:
         return epochs
 
     def salted(self, numbers: Any) -> tuple[Any, Any]:
-        """A salt and a number for the random keys of each record."""
+        """For each record, a salt and a number, of which its random keys are made."""
         return 0, numbers
 
     def keyed_numbers(self, places: Any, key: int | Any | None) -> Any:

@@ -96,7 +96,7 @@ class Shares:
         return below(0)
 
     def counts(self, positions: int) -> list[int]:
-        """How many of the first positions each part has."""
+        """How many of the first `positions` positions each part gets: a count for each part."""
         counts = [0] * len(self.weights)
 
         def count(number: int, positions: int) -> None:

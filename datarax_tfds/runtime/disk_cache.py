@@ -110,7 +110,10 @@ class DiskCache:
             draft.unlink(missing_ok=True)
 
     def _evict(self, most: int) -> int:
-        """Removes the files used least recently until they take `most` bytes; returns how many."""
+        """Removes the least recently used files until the others take at most `most` bytes.
+
+        Returns the bytes that these take.
+        """
         files = sorted(self._files())
         held = sum(size for _, size, _ in files)
         for _, size, path in files:
