@@ -20,7 +20,7 @@ from datarax_tfds.records.records import BatchInputs
 from datarax_tfds.runtime.copying import not_copied
 from datarax_tfds.runtime.signatures import set_signature
 from datarax_tfds.sources.arguments import require
-from datarax_tfds.sources.prefetch import RestOfEpoch, Taken
+from datarax_tfds.sources.prefetch import CursorIterator, Taken
 from datarax_tfds.sources.source import Source
 from datarax_tfds.stages.donation import Donation
 from datarax_tfds.stages.graph import chain, graph_of
@@ -197,7 +197,7 @@ class Pipeline(nnx.Module):
 
     def __iter__(self) -> Iterator[Batch]:
         """Iterates over the batches from the cursor to the end of its epoch."""
-        return RestOfEpoch(self, size=0)
+        return CursorIterator(self, size=0)
 
     def __repr__(self) -> str:
         stages = ", ".join(map(described_stage, self._graph.names, self.stages)) or "no stages"
@@ -212,6 +212,28 @@ class Pipeline(nnx.Module):
     def __len__(self) -> int:
         """The number of batches from the cursor to the end of its epoch."""
         return self.schedule.steps(self.cursor)
+
+    def steps(self, n: int) -> Iterator[Batch]:
+        """Iterates over exactly n batches from the cursor on, past the ends of epochs.
+
+            for step, batch in enumerate(prefetch_to_device(pipeline.steps(1000 - done)), done):
+                train_step(model, batch)
+
+        Only the batches that it returns count: after `set_state` within the loop, it goes on from
+        there, and still returns n batches altogether.
+
+        Raises:
+            ValueError: `n` is not an integer of at least 0.
+        """
+        if not is_integer(n, 0):
+            raise refused(
+                ValueError,
+                "Pipeline.steps",
+                "n must be a number of steps: an integer of at least 0.",
+                n=repr(n),
+                fix="use the number of steps that are left, such as max(total - done, 0)",
+            )
+        return CursorIterator(self, size=0, steps=int(n))
 
     def step(self) -> Batch:
         """Returns the next batch. After the last one of an epoch, the next epoch begins.
@@ -322,10 +344,12 @@ class Pipeline(nnx.Module):
         """Returns what `read` makes, and moves the cursor past it. An error undoes the move."""
         return self.source.advance(read)
 
-    def upcoming(self) -> Iterator[tuple[Cursor, Taken]]:
-        """Yields the rest of the epoch, each batch with its cursor, without moving the source."""
+    def upcoming(self, steps: int | None = None) -> Iterator[tuple[Cursor, Taken]]:
+        """Yields the rest of the epoch, or so many batches, each with its cursor, without moving
+        the source.
+        """
         before = self.cursor
-        for _ in range(len(self)):
+        for _ in range(len(self) if steps is None else steps):
             taken = self._read(before)
             yield before, taken
             before = taken.after

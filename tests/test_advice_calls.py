@@ -529,6 +529,13 @@ PIPELINES = [
         )(u.pipeline()),
     ),
     Row(
+        "n must be a number of steps: an integer of at least 0.",
+        "use the number of steps that are left, such as max(total - done, 0)",
+        lambda u: u.pipeline().steps(3 - 5),
+        lambda u: list(u.pipeline().steps(max(3 - 5, 0))),
+        lambda u: list(u.pipeline().steps(max(5 - 3, 0))),
+    ),
+    Row(
         "length must be a number of steps: an integer of at least 1.",
         "use length=len(pipeline) for the rest of the epoch",
         lambda u: u.pipeline().scan(label_sum, length=0),

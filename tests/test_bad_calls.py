@@ -174,6 +174,8 @@ SCANS = [
     *[({"modules": modules}, TypeError, "modules") for modules in (5, None, plain, "model")],
 ]  # fmt: skip
 
+STEPS = [-1, 1.0, "2", True, None, NAN, [2], np.float64(2)]
+
 PREFETCHED = [
     *[([], size, ValueError, "size must be an integer of at least 0") for size in
       (-1, 1.5, 2.0, True, "2", None, [2], NAN, np.float64(2), -np.int64(1))],
@@ -399,6 +401,12 @@ def test_streams_of_a_pipeline(source, rngs):
     with refused(TypeError, r"^Pipeline: .*rngs: .*nnx\.Rngs"):
         Pipeline(source=source, batch_size=8, rngs=rngs)
     assert Pipeline(source=source, batch_size=8, rngs=nnx.Rngs(0)).rngs is not None
+
+
+@pytest.mark.parametrize("n", STEPS)
+def test_a_number_of_steps_that_is_none(eager, n):
+    with refused(ValueError, "^Pipeline.steps: n must be a number of steps"):
+        Pipeline(source=eager, batch_size=8).steps(n)
 
 
 @pytest.mark.parametrize(("iterable", "size", "kind", "message"), PREFETCHED)

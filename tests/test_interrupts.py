@@ -160,7 +160,7 @@ def test_an_interrupt_leaves_the_old_place_or_the_new_one(data_dir, kind, remain
         pipeline.saved = nnx.static(saved)
         pipeline.batches = nnx.static(iter(pipeline))
         pipeline.records = nnx.static(iter(pipeline.source))
-        pipeline.prefetched = nnx.static(prefetch_to_device(pipeline, 1))
+        pipeline.prefetched = nnx.static(prefetch_to_device(pipeline.steps(4), 1))
         return pipeline
 
     call(ready())  # compiles
@@ -192,6 +192,8 @@ def test_an_interrupt_leaves_the_old_place_or_the_new_one(data_dir, kind, remain
                 pipeline.source.advance_to(start)
                 expected.advance_to(start)
                 assert ids(next(batches)) == ids(expected.get_batch(SIZE)), at
+        if name == "next of prefetched":
+            assert len(list(pipeline.prefetched)) == 3, at
 
     every_interrupt(ready, call, check)
 

@@ -87,6 +87,48 @@ class TestRemainder:
         assert pipeline.cursor == Cursor(1, 0)
 
 
+class TestSteps:
+    @pytest.mark.parametrize("remainder", ["wrap", "drop", "pad"])
+    @pytest.mark.parametrize("prefetch", [None, 0, 3])
+    def test_they_are_as_many_as_asked_for_past_the_ends_of_epochs(
+        self, loaded, remainder, prefetch
+    ):
+        stepped, pipeline = (
+            Pipeline(source=nnx.clone(loaded), batch_size=SIZE, remainder=remainder)
+            for _ in range(2)
+        )
+        for count in (0, 4, 7):
+            steps = pipeline.steps(count)
+            batches = steps if prefetch is None else prefetch_to_device(steps, prefetch)
+            taken = 0
+            for batch in batches:
+                assert ids(batch) == ids(stepped.step())
+                assert pipeline.get_state() == stepped.get_state()
+                taken += 1
+            assert taken == count
+            assert next(batches, None) is None
+
+    def test_a_move_of_the_cursor_does_not_change_how_many_they_are(self, source):
+        pipeline = Pipeline(source=source, batch_size=SIZE)
+        state, served = pipeline.get_state(), []
+        for batch in prefetch_to_device(pipeline.steps(7), 2):
+            served += ids(batch)
+            if len(served) == 3 * SIZE:
+                pipeline.set_state(state)
+        assert served == expected_ids()[: 3 * SIZE] + expected_ids()[: 4 * SIZE]
+
+    @pytest.mark.parametrize("begin", [iter, lambda pipeline: pipeline.steps(5)])
+    def test_an_iterator_that_has_begun_can_be_prefetched(self, source, begin):
+        pipeline = Pipeline(source=source, batch_size=SIZE)
+        batches = begin(pipeline)
+        next(batches)
+        rest = []
+        for batch in prefetch_to_device(batches, 2):
+            rest += ids(batch)
+            assert pipeline.cursor == Cursor(*divmod(SIZE + len(rest), N))
+        assert rest == expected_ids(2)[SIZE : 5 * SIZE]
+
+
 class TestStages:
     def test_stages_run_in_order_and_keep_their_state(self, source):
         scale = Scale(0.5)

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import jax
 
@@ -43,7 +43,7 @@ class Positioned(Protocol):
 
     def advance(self, read: Callable[[Cursor], Taken]) -> Any: ...
 
-    def upcoming(self) -> Iterator[tuple[Cursor, Taken]]: ...
+    def upcoming(self, steps: int | None = None) -> Iterator[tuple[Cursor, Taken]]: ...
 
 
 def prefetch_to_device(iterable: Iterable[Any], size: int = 2) -> Iterator[Any]:
@@ -57,19 +57,22 @@ def prefetch_to_device(iterable: Iterable[Any], size: int = 2) -> Iterator[Any]:
             train_step(model, batch)
 
     Args:
-        iterable: A pipeline, a source, or any iterable of arrays, which are moved to the device.
+        iterable: A pipeline, its `steps(n)`, a source, or any iterable of arrays, which are moved
+            to the device.
         size: How many batches to prefetch beside the current one. Each takes memory of the device.
 
     Returns:
-        An iterator over the rest of the epoch, or over the iterable.
+        An iterator over the rest of the epoch, over those steps, or over the iterable.
 
     Raises:
         TypeError: `iterable` cannot be iterated over.
         ValueError: `size` is negative.
     """
     integer(0)(Field("prefetch_to_device", "size", size))
+    if isinstance(iterable, CursorIterator):
+        return iterable.reading_ahead(size)
     if isinstance(iterable, Positioned):
-        return RestOfEpoch(iterable, size)
+        return CursorIterator(iterable, size)
     if not isinstance(iterable, Iterable):
         raise refused(
             TypeError,
@@ -81,19 +84,31 @@ def prefetch_to_device(iterable: Iterable[Any], size: int = 2) -> Iterator[Any]:
     return _buffered(map(jax.device_put, iterable), size)
 
 
-class RestOfEpoch(Iterator[Any]):
-    """Iterates over the rest of the epoch, and reads `size` steps ahead of the source's cursor.
+class CursorIterator(Iterator[Any]):
+    """Iterates from the cursor of a source on, and reads `size` steps ahead of it.
 
     Several threads may share it. After an error, the next call continues from the cursor.
+
+    Args:
+        source: The pipeline or source whose cursor it moves.
+        size: How many batches to make beside the current one.
+        steps: How many batches to hand out, past the ends of epochs; None for the rest of the
+            epoch.
     """
 
-    def __init__(self, source: Positioned, size: int):
+    def __init__(self, source: Positioned, size: int, steps: int | None = None):
         self._source = source
         self._size = size
-        self._steps: Iterator[tuple[Cursor, Taken]] | None = None
+        self._left = steps
+        self._begun: Iterator[tuple[Cursor, Taken]] | None = None
         self._sampler: Sampler | None = None  # the order in which the batches below come
         self._buffer = deque[tuple[Cursor, Taken]]()
         self._ended = False
+
+    def reading_ahead(self, size: int) -> Self:
+        """Returns this iterator, which from now on reads at least `size` steps ahead."""
+        self._size = max(self._size, size)
+        return self
 
     def __next__(self) -> Any:
         try:
@@ -111,10 +126,10 @@ class RestOfEpoch(Iterator[Any]):
             if self._sampler != self._source.sampler:
                 self._restart()
                 self._sampler = self._source.sampler
-            if self._steps is None:
-                self._steps = self._source.upcoming()
+            if self._begun is None:
+                self._begun = self._source.upcoming(self._left)
             while len(self._buffer) <= self._size:
-                begun = next(self._steps, None)
+                begun = next(self._begun, None)
                 if begun is None:
                     break
                 before, taken = begun
@@ -126,15 +141,30 @@ class RestOfEpoch(Iterator[Any]):
                 raise end
             before, taken = self._buffer.popleft()
             if before == cursor:
-                return taken
+                return taken if self._left is None else self._counted(taken, self._left)
             # set_state() or another loop has moved the cursor: these batches are not the next ones.
-            if cursor.epoch > before.epoch:
+            if self._left is None and cursor.epoch > before.epoch:
                 raise end
             self._restart()
         raise end
 
+    def _counted(self, taken: Taken, left: int) -> Taken:
+        """A batch with which one step less is left, unless it is taken back."""
+
+        def keep() -> None:
+            if taken.keep is not None:
+                taken.keep()
+            self._left = left - 1
+
+        def undo() -> None:
+            if taken.undo is not None:
+                taken.undo()
+            self._left = left
+
+        return taken._replace(keep=keep, undo=undo)
+
     def _restart(self) -> None:
-        self._steps = None
+        self._begun = None
         self._buffer.clear()
 
 

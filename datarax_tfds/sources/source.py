@@ -5,6 +5,7 @@ import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import nullcontext
+from itertools import islice
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import jax
@@ -32,7 +33,7 @@ from datarax_tfds.sources.cursor_variables import (
     require_movable,
 )
 from datarax_tfds.sources.operation_counts import OperationCounts
-from datarax_tfds.sources.prefetch import RestOfEpoch, Taken
+from datarax_tfds.sources.prefetch import CursorIterator, Taken
 from datarax_tfds.sources.statistics import Statistics
 from datarax_tfds.state.state import Identity, cursor_from_state, to_state
 from sharding.checks import refused
@@ -142,18 +143,21 @@ class Source(nnx.Module, Generic[Opened]):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Iterates over single records, from the cursor to the end of its epoch."""
-        return RestOfEpoch(self, size=0)
+        return CursorIterator(self, size=0)
 
-    def upcoming(self) -> Iterator[tuple[Cursor, Taken]]:
-        """Yields the rest of the epoch, each record with its cursor, without moving the source."""
-        reads, steps = Schedule(self.length, _RECORDS_PER_READ, "pad"), Schedule(self.length, 1)
+    def upcoming(self, steps: int | None = None) -> Iterator[tuple[Cursor, Taken]]:
+        """Yields the rest of the epoch, or so many records, each with its cursor, without moving
+        the source.
+        """
+        reads, one = Schedule(self.length, _RECORDS_PER_READ, "pad"), Schedule(self.length, 1)
         before = self.cursor
-        epoch = before.epoch
-        while before.epoch == epoch:
-            for record in self.records.each_record(self.select(reads, before)):
-                after = steps.after(before)
+        left = self.length - before.index if steps is None else steps
+        while left:
+            for record in islice(self.records.each_record(self.select(reads, before)), left):
+                after = one.after(before)
                 yield before, Taken(record, after)
                 before = after
+                left -= 1
 
     def __getitem__(self, number: Any) -> dict[str, Any]:
         """Returns a record by its stored number; negative numbers count from the end."""
