@@ -354,6 +354,20 @@ class Pipeline(nnx.Module):
             yield before, taken
             before = taken.after
 
+    def padded_epoch(self) -> Iterator[tuple[Batch, int]]:
+        """Yields the batches of epoch 0, each with its number of records, for `evaluate`.
+
+        Whatever `remainder` is, each record comes once, and the last batch is filled with zeros.
+        Neither the cursor nor the stages change.
+        """
+        schedule = dataclasses.replace(self.schedule, remainder="pad")
+        cursor = Cursor()
+        while cursor.epoch == 0:
+            with self.source.turn:
+                taken = self._read(cursor, schedule)
+            yield taken.result, sum(stop - start for _, start, stop in schedule.spans(cursor))
+            cursor = taken.after
+
     def reset(self, seed: int | None = None) -> None:
         """Goes back to the first record of epoch 0. A seed also changes the order."""
         self.source.reset(seed)
@@ -389,11 +403,17 @@ class Pipeline(nnx.Module):
         """The number of records in this many batches; None if no record is ever skipped."""
         return batches * self.batch_size if self.schedule.remainder == "drop" else None
 
-    def _read(self, cursor: Cursor) -> Taken:
-        """Makes the batch at a cursor, without handing it out."""
+    def _read(self, cursor: Cursor, schedule: Schedule | None = None) -> Taken:
+        """Makes the batch at a cursor, without handing it out.
+
+        Args:
+            cursor: The position of its first record.
+            schedule: Another one than that of the pipeline.
+        """
         records, sharding = self.source.records, self.source.sharding
-        selection = self.source.select(self.schedule, cursor)
-        after, handed_out = self.schedule.after(cursor), self._records_of(1)
+        schedule = schedule or self.schedule
+        selection = self.source.select(schedule, cursor)
+        after, handed_out = schedule.after(cursor), self._records_of(1)
         pads = self.schedule.remainder == "pad"
         if not self.stages and not pads and not self.record_numbers:
             return Taken(records.batch(selection), after, handed_out)

@@ -10,6 +10,7 @@ from datarax_tfds.errors import (
     StateMismatchError,
     TrustError,
 )
+from datarax_tfds.evaluation import Evaluation, evaluate
 from datarax_tfds.history.audit import Audit, audit
 from datarax_tfds.history.cursor_log import CursorLog
 from datarax_tfds.mixture_source import MixtureSource
@@ -37,6 +38,7 @@ __all__ = [
     "DataLossError",
     "DatasetNotFoundError",
     "DisagreementError",
+    "Evaluation",
     "MixtureSource",
     "PeerFailedError",
     "Pipeline",
@@ -53,6 +55,7 @@ __all__ = [
     "batch_sharding",
     "decode_center_crop",
     "decode_random_crop",
+    "evaluate",
     "from_tfds",
     "global_batch",
     "initialize",

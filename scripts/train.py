@@ -29,6 +29,7 @@ from datarax_tfds import (
     TFDSEagerConfig,
     TFDSEagerSource,
     batch_sharding,
+    evaluate,
     initialize,
     make_mesh,
     prefetch_to_device,
@@ -81,9 +82,8 @@ def train_step(model: Network, optimizer: nnx.Optimizer, batch: dict[str, Any]) 
     return loss, accuracy
 
 
-@nnx.jit
-def correct(model: Network, batch: dict[str, Any]) -> jax.Array:
-    return jnp.sum((model(batch["image"]).argmax(-1) == batch["label"]) & batch["mask"])
+def correct(model: Network, batch: dict[str, Any]) -> dict[str, jax.Array]:
+    return {"correct": model(batch["image"]).argmax(-1) == batch["label"]}
 
 
 def pipelines(config: Config, mesh: Mesh) -> tuple[Pipeline, Pipeline]:
@@ -102,12 +102,7 @@ def pipelines(config: Config, mesh: Mesh) -> tuple[Pipeline, Pipeline]:
 
     stages = [to_float]
     train = Pipeline(source=source("train", True), stages=stages, batch_size=config.batch_size)
-    test = Pipeline(
-        source=source("test", False),
-        stages=stages,
-        batch_size=config.batch_size,
-        remainder="pad",
-    )
+    test = Pipeline(source=source("test", False), stages=stages, batch_size=config.batch_size)
     return train, test
 
 
@@ -198,10 +193,10 @@ def main(config: Config) -> None:
     if stopped:
         logging.warning("stopped by SIGTERM; saved at step %d", step)
         return
-    right = int(sum(correct(model, batch) for batch in test))
+    found = evaluate(test, correct, modules=(model,))
     if jax.process_index() == 0:
-        total = len(test.source)
-        print(f"test accuracy: {right / total:.2%} ({right} of {total} records), step {step}")
+        accuracy, right = found.means["correct"], found.sums["correct"]
+        print(f"test accuracy: {accuracy:.2%} ({right} of {found.records} records), step {step}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from datarax_tfds import (
     TFDSEagerConfig,
     TFDSEagerSource,
     TFDSStreamingConfig,
+    evaluate,
     from_tfds,
     join_words,
     prefetch_to_device,
@@ -25,6 +26,19 @@ from datarax_tfds.order.order import Order
 
 def plain(batch):
     return batch
+
+
+class Odd(nnx.Module):
+    def __call__(self, batch):
+        return {"odd": batch["id"] % 2}
+
+
+def odd(module, batch):
+    return module(batch)
+
+
+def evaluated(step_fn, modules=()):
+    return lambda u: evaluate(u.pipeline(), step_fn, modules=modules)
 
 
 def label_sum(batch):
@@ -527,6 +541,37 @@ PIPELINES = [
                 modules=(nnx.Linear(1, 1, rngs=nnx.Rngs(0)), Counter()),
             )
         )(u.pipeline()),
+    ),
+    Row(
+        "pipeline must be a Pipeline, got TFDSEagerSource.",
+        "pass the pipeline; for a source, Pipeline(source=source, batch_size=...)",
+        lambda u: evaluate(u.loaded, Odd.__call__, modules=(Odd(),)),
+        lambda u: evaluate(u.pipeline(), odd, modules=(Odd(),)),
+    ),
+    Row(
+        "step_fn must be a function, and modules a list of its other arguments.",
+        "call evaluate(pipeline, step_fn, modules=(model,))",
+        evaluated(odd, modules=Odd()),
+        evaluated(odd, modules=(Odd(),)),
+    ),
+    Row(
+        "step_fn must get modules as arguments: those that it closes over are compiled in, and the"
+        " next evaluation would not see how they changed.",
+        "let it take the module as its first argument, and pass modules=(module,)",
+        evaluated(Odd()),
+        evaluated(odd, modules=(Odd(),)),
+    ),
+    Row(
+        "step_fn must return a dict of values for each row.",
+        "return a dict such as {'loss': losses}, of arrays [batch_size]",
+        evaluated(lambda batch: batch["label"]),
+        evaluated(lambda batch: {"label": batch["label"]}),
+    ),
+    Row(
+        "'label' must have a value for each row, so that padding can be left out.",
+        "return an array [8, ...]: leave out the sum or mean over the batch",
+        evaluated(lambda batch: {"label": batch["label"].sum()}),
+        evaluated(lambda batch: {"label": batch["label"]}),
     ),
     Row(
         "n must be a number of steps: an integer of at least 0.",

@@ -24,7 +24,7 @@ ROOMS = [
     "datarax_tfds.sources datarax_tfds.stages",
     "datarax_tfds.tfds_source datarax_tfds.mixture_source",
     "datarax_tfds.pipeline datarax_tfds.checkpoint",
-    "datarax_tfds.history",
+    "datarax_tfds.evaluation datarax_tfds.history",
     "datarax_tfds.public_names",
     "datarax_tfds",
     "datarax_tfds.cli",

@@ -26,6 +26,7 @@ from datarax_tfds import (
     TFDSStreamingConfig,
     TFDSStreamingSource,
     batch_sharding,
+    evaluate,
     initialize,
     make_mesh,
     prefetch_to_device,
@@ -175,6 +176,8 @@ def main() -> None:
             padded = Pipeline(source=source, batch_size=SIZE, remainder="pad")
             count = jax.jit(lambda batch: batch["mask"].sum())
             assert [int(count(batch)) for batch in padded] == [60, 37]
+            found = evaluate(padded, lambda batch: {"id": batch["id"], "one": batch["id"] >= 0})
+            assert (found.records, found.sums) == (97, {"id": 96 * 97 // 2, "one": 97})
     (OUT / f"{jax.process_index()}.json").write_text(json.dumps(notes))
 
 
