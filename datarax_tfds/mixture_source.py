@@ -21,6 +21,7 @@ from datarax_tfds.order.record_order import RecordOrder
 from datarax_tfds.order.sampler import BatchAt, Sampler, Selection, Traced
 from datarax_tfds.order.shares import Shares
 from datarax_tfds.order.weights import weights_of_parts
+from datarax_tfds.packed_source import PackedSource
 from datarax_tfds.records.mixture import MixtureRecords
 from datarax_tfds.runtime.forks import refuse_in_forked_child
 from datarax_tfds.runtime.signatures import set_signature
@@ -32,6 +33,7 @@ from datarax_tfds.state.state import Identity, cursor_from_state, to_state, vali
 from sharding.checks import is_integer, nearest, refused, whole_number
 
 EpochLength = Literal["total", "shortest", "longest"]
+Part = DatasetSource[Any, Any] | PackedSource
 
 _MAX_STATE_BYTES = 2048
 _MAX_NAMED = 8  # parts in the name of a mixture
@@ -102,7 +104,7 @@ class MixtureSource(Source[MixtureRecords]):
 
     def __init__(
         self,
-        parts: Mapping[str, DatasetSource[Any, Any] | None],
+        parts: Mapping[str, Part | None],
         weights: Mapping[str, float],
         *,
         epoch_records: int | EpochLength = "total",
@@ -171,7 +173,7 @@ class MixtureSource(Source[MixtureRecords]):
         self._start(records)
 
     @property
-    def parts(self) -> dict[str, DatasetSource[Any, Any] | None]:
+    def parts(self) -> dict[str, Part | None]:
         """The sources by name; None for removed ones."""
         return dict(self._parts.by_name)
 
@@ -299,7 +301,7 @@ class MixtureSource(Source[MixtureRecords]):
     def _sampler_of(self, shuffle: bool, seed: int) -> Sampler:
         shuffled = [part.config.shuffle for part in self.parts.values() if part is not None]
 
-        def reordered(name: str, part: DatasetSource[Any, Any] | None) -> RecordOrder | None:
+        def reordered(name: str, part: Part | None) -> RecordOrder | None:
             if part is None:
                 return None
             if not shuffle or (any(shuffled) and not part.config.shuffle):
@@ -411,15 +413,15 @@ set_signature(MixtureSource, [])
 class _Parts:
     """The parts by name; as an object, so that NNX compares mixtures by it."""
 
-    def __init__(self, by_name: dict[str, DatasetSource[Any, Any] | None]):
+    def __init__(self, by_name: dict[str, Part | None]):
         self.by_name = by_name
 
 
-def _is_eager(part: DatasetSource[Any, Any]) -> bool:
+def _is_eager(part: Part) -> bool:
     return part.supports_indexed_access()
 
 
-def _require_parts(parts: Any) -> dict[str, DatasetSource[Any, Any]]:
+def _require_parts(parts: Any) -> dict[str, Part]:
     """The parts that are not removed."""
     if not isinstance(parts, Mapping):
         raise refused(
@@ -439,11 +441,11 @@ def _require_parts(parts: Any) -> dict[str, DatasetSource[Any, Any]]:
                 name=repr(name),
                 fix="use a name such as 'web'",
             )
-        if part is not None and not isinstance(part, DatasetSource):
+        if part is not None and not isinstance(part, DatasetSource | PackedSource):
             raise refused(
                 TypeError,
                 "MixtureSource",
-                f"the part {name!r} must be a TFDSEagerSource or a TFDSStreamingSource.",
+                f"the part {name!r} must be an eager source, a stream or a PackedSource.",
                 got=type(part).__name__,
                 fix="pass sources, as from_tfds('mnist', 'train'); in place of a mixture, pass its"
                 " parts",
@@ -460,9 +462,7 @@ def _require_parts(parts: Any) -> dict[str, DatasetSource[Any, Any]]:
     return present
 
 
-def _require_alike(
-    parts: Mapping[str, DatasetSource[Any, Any]], column: str | None, subject: str
-) -> None:
+def _require_alike(parts: Mapping[str, Part], column: str | None, subject: str) -> None:
     """Raises unless all parts have one sharding and one element spec."""
     first, *others = parts
     for other in others:
@@ -499,7 +499,7 @@ def _require_alike(
         )
 
 
-def _features(source: DatasetSource[Any, Any]) -> dict[str, str]:
+def _features(source: Part) -> dict[str, str]:
     """Dtype and shape of each feature of a record."""
     spec = jax.tree_util.tree_leaves_with_path(source.records.spec)
     features = {path_name(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in spec}
@@ -565,7 +565,7 @@ def _seed_of_part(seed: int, name: str) -> int:
     return threefry_2x32((0, seed), (1 << 30, word))[0]
 
 
-def _user_code(parts: Mapping[str, DatasetSource[Any, Any]]) -> str | None:
+def _user_code(parts: Mapping[str, Part]) -> str | None:
     """One digest of what users' code in all parts computes, after the version of TensorFlow."""
     codes = {name: part.identity.user_code for name, part in sorted(parts.items())}
     version = next((code.partition(":")[0] for code in codes.values() if code), None)

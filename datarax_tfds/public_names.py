@@ -16,6 +16,7 @@ from datarax_tfds.history.cursor_log import CursorLog
 from datarax_tfds.mixture_source import MixtureSource
 from datarax_tfds.order.cursor import Cursor
 from datarax_tfds.order.wide_numbers import join_words
+from datarax_tfds.packed_source import PackedSource
 from datarax_tfds.pipeline import Pipeline
 from datarax_tfds.sources.prefetch import prefetch_to_device
 from datarax_tfds.tfds_source import TFDSEagerSource, TFDSStreamingSource, from_tfds
@@ -40,6 +41,7 @@ __all__ = [
     "DisagreementError",
     "Evaluation",
     "MixtureSource",
+    "PackedSource",
     "PeerFailedError",
     "Pipeline",
     "Preemption",

@@ -54,6 +54,7 @@ SLOW = {
     "test_map_fn_results.py": True,
     "test_mixture.py": True,
     "test_object_store.py": False,
+    "test_packed.py": True,
     "test_preparing.py": False,
     "test_preemption.py": True,
     "test_processes.py::test_every_device_holds_its_rows_on_any_number_of_processes": True,

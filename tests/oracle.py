@@ -68,3 +68,36 @@ def mixed(
         number = orders[name].host_numbers(epoch, position, position + 1)
         found.append((name, int(number[0])))
     return found
+
+
+def concatenated(documents: list[list[int]], length: int) -> list[list[tuple[int, int, int]]]:
+    """The (token, segment, position) triples of each row, of documents one after the other."""
+    stream = [(number, token) for number, ids in enumerate(documents) for token in ids]
+    rows = []
+    for start in range(0, len(stream), length):
+        row: list[tuple[int, int, int]] = []
+        last, segment, position = None, 0, 0
+        for number, token in stream[start : start + length]:
+            if number != last:
+                last, segment, position = number, segment + 1, 0
+            row.append((token, segment, position))
+            position += 1
+        rows.append(row)
+    return rows
+
+
+def best_fitted(sizes: list[int], length: int) -> list[list[tuple[int, int, int]]]:
+    """The (document, start, tokens) pieces of each row of one window, by trying every row."""
+    rows: list[list[tuple[int, int, int]]] = []
+    for number, size in enumerate(sizes):
+        rows += [[(number, start, length)] for start in range(0, size - length + 1, length)]
+    full = len(rows)
+    rests = [(size % length, number) for number, size in enumerate(sizes) if size % length]
+    for size, number in sorted(rests, key=lambda rest: (-rest[0], rest[1])):
+        free = [length - sum(count for *_, count in row) for row in rows]
+        fitting = [(free[at], at) for at in range(full, len(rows)) if free[at] >= size]
+        if not fitting:
+            rows.append([])
+            fitting = [(length, len(rows) - 1)]
+        rows[min(fitting)[1]].append((number, sizes[number] - size, size))
+    return [sorted(row) for row in rows]

@@ -13,6 +13,7 @@ import test_advice_configs
 import test_advice_files
 import test_advice_hosts
 import test_advice_mixtures
+import test_advice_packed
 import test_advice_records
 import test_advice_stores
 from advice import Row, sites
@@ -24,6 +25,7 @@ TABLES = (
     test_advice_files,
     test_advice_hosts,
     test_advice_mixtures,
+    test_advice_packed,
     test_advice_records,
     test_advice_stores,
 )

@@ -97,7 +97,7 @@ ROWS = [
         lambda u: mix(u, {"web": 1}, parts={"web": u.loaded}),
     ),
     Row(
-        "the part 'web' must be a TFDSEagerSource or a TFDSStreamingSource.",
+        "the part 'web' must be an eager source, a stream or a PackedSource.",
         "pass sources, as from_tfds('mnist', 'train'); in place of a mixture, pass its parts",
         lambda u: mix(u, {"web": 1}, parts={"web": mix(u)}),
         lambda u: mix(u, parts=mix(u).parts),

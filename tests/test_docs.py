@@ -23,6 +23,9 @@ def programs(page: Path, data_dir: Path) -> list[str]:
     found = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     here = f'"tiny", data_dir={str(data_dir)!r}'
     found = [re.sub('name="(mnist|imagenet2012)"', f"name={here}", program) for program in found]
+    rows = ('name="lm1b"', f"name={here}".replace("tiny", "text", 1)), ("length=2048", "length=4")
+    for written, run in rows:
+        found = [program.replace(written, run) for program in found]
     first = f'from_tfds("tiny", "train", data_dir={str(data_dir)!r},'
     return [program.replace('from_tfds("mnist", "train",', first) for program in found]
 

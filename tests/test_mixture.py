@@ -413,7 +413,7 @@ class TestRefusals:
         ({"parts": {}}, ValueError, "at least one part"),
         ({"parts": {"web": None}}, ValueError, "at least one part"),
         ({"parts": []}, TypeError, "must be a dict of sources"),
-        ({"parts": {"web": "tiny"}}, TypeError, "must be a TFDSEagerSource"),
+        ({"parts": {"web": "tiny"}}, TypeError, "must be an eager source"),
         ({"parts": {"a, b": None}}, ValueError, "name of a part"),
         ({"part_column": "image"}, ValueError, "name of a new column"),
         ({"epoch_records": "all"}, ValueError, "epoch_records must be"),
@@ -436,7 +436,7 @@ class TestRefusals:
             MixtureSource({"web": part(WEB, False), "code": None}, WEIGHTS)
 
     def test_a_mixture_is_no_part_of_another_one(self, mixture):
-        with refused(TypeError, "must be a TFDSEagerSource"):
+        with refused(TypeError, "must be an eager source"):
             MixtureSource({"all": mixture("eager")}, {"all": 1})
 
 

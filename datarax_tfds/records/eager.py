@@ -14,13 +14,13 @@ from tqdm import tqdm
 
 from datarax_tfds.config.config import LayoutChoice
 from datarax_tfds.decoding.decoder import decode_chunk_size
-from datarax_tfds.decoding.reader import RecordReader
 from datarax_tfds.decoding.record_spec import require_arrays
 from datarax_tfds.order.sampler import Selection, Traced
 from datarax_tfds.order.strata import Strata
 from datarax_tfds.records.host_rows import HostRows, HostTable
 from datarax_tfds.records.memory import choose_layout
 from datarax_tfds.records.packing import Packed, PackedRows, Packing
+from datarax_tfds.records.readers import Reader
 from datarax_tfds.records.records import BatchInputs
 from datarax_tfds.runtime.copying import not_copied
 from datarax_tfds.runtime.threads import ThreadPool, decoding_threads
@@ -59,9 +59,7 @@ class EagerRecords:
             fit the devices.
     """
 
-    def __init__(
-        self, reader: RecordReader, *, batch: Placement, layout: LayoutChoice, strata: int = 1
-    ):
+    def __init__(self, reader: Reader, *, batch: Placement, layout: LayoutChoice, strata: int = 1):
         require_arrays(reader.spec, reader.subject, mapped=reader.maps)
         if reader.stochastic:
             raise refused(
@@ -210,7 +208,7 @@ class EagerRecords:
         # caller donated them to another program.
         return jax.tree.map(jnp.copy, arrays)
 
-    def _loaded(self, reader: RecordReader) -> PackedRows:
+    def _loaded(self, reader: Reader) -> PackedRows:
         """Reads this process's rows and places them, padded to whole shards."""
         storage = storage_sharding(self._batch, self.layout)
         shards = 1 if self.layout == "replicated" else self._batch.num_devices
@@ -241,7 +239,7 @@ class EagerRecords:
             pool = ThreadPool(decoding_threads(), "datarax_tfds_load")
             try:
                 for loaded in [pool.submit(load_chunk, at) for at in range(0, len(numbers), chunk)]:
-                    result_of(loaded, reader.subject, reader.files.slowest)
+                    result_of(loaded, reader.subject, reader.slowest)
             finally:
                 pool.close()
 

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 
 from datarax_tfds.decoding.device_dtypes import require_same_widths
-from datarax_tfds.decoding.reader import RecordReader
 from datarax_tfds.decoding.record_spec import require_arrays
 from datarax_tfds.order.sampler import Selection, Traced
 from datarax_tfds.records.cache import RecordCache
@@ -109,7 +108,6 @@ class StreamingRecords:
         """Returns all records in stored order, `[N, ...]`, on the devices. They are read again at
         each call, and `keep` is ignored: a stream must not hold all records in memory.
         """
-        assert isinstance(self.reader, RecordReader)
         return EagerRecords(self.reader, batch=self._batch, layout="auto").all_records(keep=False)
 
     def reset_cache(self) -> None:

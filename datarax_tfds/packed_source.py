@@ -1,0 +1,428 @@
+"""Defines the source of rows of tokens, which are packed from the texts of another source."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, final, get_args
+
+import jax
+from flax import nnx
+
+from datarax_tfds.config.config import TFDSStreamingConfig
+from datarax_tfds.decoding.reader import RecordReader
+from datarax_tfds.files.split import Split
+from datarax_tfds.order.block_order import BlockOrder
+from datarax_tfds.order.cursor import Cursor
+from datarax_tfds.order.order import Order, check_seed
+from datarax_tfds.order.record_order import RecordOrder
+from datarax_tfds.order.sampler import Sampler
+from datarax_tfds.records.eager import EagerRecords
+from datarax_tfds.records.streaming import StreamingRecords
+from datarax_tfds.runtime.forks import refuse_in_forked_child
+from datarax_tfds.runtime.signatures import set_signature
+from datarax_tfds.runtime.untraced import is_traced
+from datarax_tfds.sources.source import Source
+from datarax_tfds.state.state import Identity, cursor_from_state
+from datarax_tfds.tfds_source import TFDSStreamingSource
+from datarax_tfds.tokens.count_files import FORMAT, CountFiles
+from datarax_tfds.tokens.counting import Counting, Share, sampled
+from datarax_tfds.tokens.documents import DecodeErrors, Documents
+from datarax_tfds.tokens.encoder import MAX_TOKEN, Encoder, fingerprint, require_equal
+from datarax_tfds.tokens.packed_reader import PackedReader
+from datarax_tfds.tokens.rows import VERSION, WINDOW, BestFitRows, ConcatRows
+from datarax_tfds.tokens.token_counts import TokenCounts
+from sharding.checks import is_integer, nearest, refused, whole_number
+from sharding.hosts.agreement import extend_deadlines
+from sharding.placement import processes_of
+
+PackingWay = Literal["concat", "best_fit"]
+
+_SAMPLE_BYTES, _SAMPLE_DOCUMENTS = 1 << 20, 32  # on which a tokenizer is tried
+_MIN_WINDOW = 256  # documents that are packed together, if they are read by blocks
+
+
+@dataclass(frozen=True)
+class PackedConfig:
+    """What pipelines and users look up in `source.config` of a packed source."""
+
+    shuffle: bool
+    seed: int
+    cacheable: bool
+    map_fn: None = None
+    host_keys: None = None
+    batch_stats_fn: None = None
+    precomputed_stats: None = None
+
+
+@final
+class PackedSource(Source[EagerRecords | StreamingRecords]):
+    """Delivers rows of tokens of one length, packed from the texts of a source.
+
+        text = TFDSStreamingSource(TFDSStreamingConfig(name="wiki40b/en", split="train"))
+        source = PackedSource(text, encode=tokenizer, length=2048, shuffle=True)
+        for batch in Pipeline(source=source, batch_size=64):
+            train_step(batch)    # {"tokens": int32[64, 2048], "segment_ids": ..., "positions": ...}
+
+    It is used like any other source. Its records are the rows. Batch k is a pure function of the
+    arguments and k, on any number of hosts and after any resume, and each token of each document
+    comes exactly once in an epoch.
+
+    At the first construction, the tokens of all documents are counted: by all processes together,
+    in all their threads. The counts are kept on the disk, so that later constructions find them.
+    From then on, which documents a row takes is arithmetic: a row reads only these, and a resume
+    costs the same anywhere.
+
+    The columns are int32 `[batch_size, length]`. `segment_ids` counts the documents of a row from
+    1, and is 0 for padding. `positions` counts the tokens from 0 in each segment, so that it is
+    below `length`: a document that was cut begins at 0 again in the next row.
+
+    Args:
+        source: The stream of which each record has a text. Its order and its cursor are not used.
+        feature: The path of the text in a record, as `text` or `article/body`.
+        encode: The tokenizer: a function from a text to its token ids, as a list or an array of
+            integers; or an object with a method `encode_batch` for a list of texts, which is then
+            used. The ids may also be the attribute `ids` of what is returned. It is called by
+            several threads at once, and must return the same ids for the same text.
+        length: The tokens of a row.
+        packing: `concat` cuts all documents, one after the other in stored order, into rows:
+            nothing is padded but the end of the last row. `best_fit` cuts only documents that are
+            longer than a row, and puts the others into rows that have room.
+        eos_id: A token that is added at the end of every document.
+        pad_id: The token of padding.
+        shuffle: Whether the rows come in random order, which differs from epoch to epoch; by
+            default, as the records of `source` do.
+        seed: The seed of the order, in `[0, 2**32)`; by default, that of `source`.
+        encode_name: Identifies the tokenizer, as `"llama-3, 2024-04"`. By default, it is identified
+            by what it makes of some of the documents. Saved states and counts of tokens are valid
+            for one tokenizer only.
+        errors: What happens to bytes that are not UTF-8: `strict` raises an error when tokens are
+            counted, `replace` and `ignore` are those of `bytes.decode`.
+        cacheable: Whether rows are kept on the host, so that later epochs need not encode their
+            documents again: the first rows that are read, up to a tenth of the free memory.
+        eager: Whether all rows are made at the construction, and kept on the devices: for small
+            sets, as those of an evaluation. `get_batch_at` can then be compiled, and `scan` works.
+        name: The name in messages, `PackedSource(dataset:split)` by default.
+
+    Attributes:
+        index: The next position to hand out, as in other sources.
+        epoch: The epoch of that position.
+        length: The number of rows of an epoch.
+
+    Raises:
+        TypeError: `source` is not a `TFDSStreamingSource`, or `encode` is not a tokenizer.
+        ValueError: The feature is not a text, a text is not UTF-8, there are no tokens, or `encode`
+            gives other tokens when it is called again.
+        RuntimeError: `encode` fails on a text.
+    """
+
+    def __init__(
+        self,
+        source: TFDSStreamingSource,
+        feature: str = "text",
+        *,
+        encode: Any,
+        length: int,
+        packing: PackingWay = "concat",
+        eos_id: int | None = None,
+        pad_id: int = 0,
+        shuffle: bool | None = None,
+        seed: int | None = None,
+        encode_name: str | None = None,
+        errors: DecodeErrors = "strict",
+        cacheable: bool = False,
+        eager: bool = False,
+        name: str | None = None,
+    ):
+        _require_source(source)
+        config = source.config
+        self.name = name or f"PackedSource({config.name}:{config.split})"
+        refuse_in_forked_child(self.name)
+        if is_traced():
+            raise refused(
+                RuntimeError,
+                self.name,
+                "a source cannot be built inside a function that is being traced by JAX.",
+                dataset=config.name,
+                fix="build the source outside, and pass it to nnx.jit as an argument",
+            )
+        _require_arguments(self.name, length, packing, eos_id, pad_id, errors, encode_name)
+        self.sharding = nnx.static(source.sharding)
+        self.rngs = nnx.data(None)
+        self.stochastic, self.stream_name, self.draws = False, None, False
+        assert isinstance(source.records.reader, RecordReader)
+        split = source.records.reader.split
+        self._info = nnx.static(split.info)
+        self._earlier_fingerprints = nnx.static(split.earlier_fingerprints)
+        self.config = nnx.static(
+            PackedConfig(
+                shuffle=source.is_random_order if shuffle is None else shuffle,
+                seed=source.sampler.seed if seed is None else check_seed(seed),
+                cacheable=cacheable,
+            )
+        )
+        reader = RecordReader(split, _reading(config, split, feature, self.name), self.name)
+        self._corrupt = nnx.static(reader.corrupt)
+        _require_repeatable(reader, self.name)
+        encoder = Encoder(encode, eos_id, self.name)
+        documents = Documents(reader, feature, errors, encoder, self.name)
+        sample, tokens = self._tried(documents)
+        tokenizer = encode_name or fingerprint(tokens)
+        described = f"{feature}, errors {errors}, eos {eos_id is not None}, encode {tokenizer}"
+        files = _count_files(split, f"{described}, {reader.user_code}")
+        counts = self._counted(documents, files)
+        window = self._read_by_blocks(reader, source)
+        rows = (
+            ConcatRows(counts, length)
+            if packing == "concat"
+            else BestFitRows(counts, length, window)
+        )
+        self.length = rows.count
+        self._tokens = counts.total
+        self._row_tokens = length
+        if self._blocks is not None:
+            per_document = rows.count / len(documents)
+            self._blocks = tuple(max(1, round(each * per_document)) for each in self._blocks)
+        packed = PackedReader(
+            documents,
+            counts,
+            rows,
+            length=length,
+            pad_id=pad_id,
+            kept_in=str(files),
+            subject=self.name,
+        )
+        packed.require_counted(sample, tokens)
+        self.sampler = self._sampler_of(self.config.shuffle, self.config.seed)
+        way = packing if packing == "concat" else f"best_fit of {window}"
+        self._identity = Identity(
+            dataset=split.dataset,
+            split=split.ranges,
+            records=self.length,
+            fingerprint=split.fingerprint,
+            features=f"{length} tokens of {feature}, {way}, {VERSION}, encode {tokenizer},"
+            f" eos {eos_id}, pad {pad_id}, errors {errors}",
+            user_code=reader.user_code,
+            shuffle=self.config.shuffle,
+            seed=None,
+        )
+        counted = hashlib.sha256(counts.counts.tobytes()).hexdigest()[:16]
+        self.agree(
+            "construction", self.identity.saved() | reader.versions | {"token_counts": counted}
+        )
+        files.remove_parts(len(documents))
+        self._start(self._opened(packed, config.prefetch_buffer, eager))
+
+    def _opened(
+        self, packed: PackedReader, prefetch_buffer: int, eager: bool
+    ) -> EagerRecords | StreamingRecords:
+        if eager:
+            return EagerRecords(packed, batch=self.sharding, layout="auto")
+        return StreamingRecords(
+            packed,
+            batch=self.sharding,
+            prefetch_buffer=prefetch_buffer,
+            cacheable=self.config.cacheable,
+        )
+
+    def _tried(self, documents: Documents) -> tuple[Any, list[Any]]:
+        """A sample of the documents, and their tokens, which must be the same when asked again."""
+        record_bytes = documents.reader.split.record_bytes
+        most = max(1, min(_SAMPLE_DOCUMENTS, int(_SAMPLE_BYTES / record_bytes)))
+        sample = sampled(len(documents), most)
+        with extend_deadlines(f"trying the tokenizer of {self.name}"):
+            tokens = documents.encoded(sample)
+            again = documents.encoded(sample)
+        require_equal(tokens, again, lambda row: documents.where(int(sample[row])), self.name)
+        return sample, tokens
+
+    def _counted(self, documents: Documents, files: CountFiles) -> TokenCounts:
+        """The tokens of each document, which the processes count together."""
+        processes = sorted(set(processes_of(self.sharding)))
+        counting = Counting(documents, files, self.name)
+        if jax.process_index() in processes:
+            share = Share(processes.index(jax.process_index()), len(processes))
+            counting.count_share(share)
+        self.agree("counting of tokens", {"documents": len(documents)})
+        counts = TokenCounts(counting.all_counts())
+        if not counts.total:
+            raise refused(
+                ValueError,
+                self.name,
+                "the documents have no tokens.",
+                documents=len(documents),
+                fix="pass another feature, or an encode that returns at least one token",
+            )
+        return counts
+
+    def _read_by_blocks(self, reader: RecordReader, source: TFDSStreamingSource) -> int:
+        """Reads blocks of records if the source does; returns how many documents to pack together.
+
+        Rows that are near each other then come near each other, as the records of the source do.
+        """
+        order = source.ordered(0)
+        self._blocks: tuple[int, ...] | None = None
+        if not isinstance(order, BlockOrder):
+            return WINDOW
+        # A row may take documents of two blocks, and those of a window.
+        reader.read_blocks(order.block_size, 2 * order.window)
+        window = -(-_MIN_WINDOW // order.block_size) * order.block_size
+        self._blocks = max(order.block_size, window), max(order.window, window)
+        return window
+
+    def ordered(self, seed: int | None) -> RecordOrder:
+        """Returns the order of a seed; for None, the stored order."""
+        if seed is None or self._blocks is None:
+            return Order(self.length, seed)
+        block_size, window = self._blocks
+        return BlockOrder(self.length, seed, min(block_size, self.length), window)
+
+    def _sampler_of(self, shuffle: bool, seed: int) -> Sampler:
+        return Sampler(self.ordered(seed if shuffle else None), seed)
+
+    def _saved_place(
+        self, state: Mapping[str, Any], identity: Identity, subject: str
+    ) -> tuple[Cursor, None]:
+        return cursor_from_state(state, identity, subject, self._earlier_fingerprints), None
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens of an epoch, without padding."""
+        return self._tokens
+
+    @property
+    def padding(self) -> float:
+        """The share of padding in all rows of an epoch, in `[0, 1)`."""
+        return 1 - self._tokens / (self.length * self._row_tokens)
+
+    def get_dataset_info(self) -> Any:
+        """The `tfds.core.DatasetInfo` of the dataset with the texts."""
+        return self._info
+
+    @property
+    def corrupt_records(self) -> dict[int, int]:
+        """The number of each corrupt record of the dataset that this process has found so far, and
+        the number of the record whose text replaces its text.
+        """
+        return self._corrupt.replacements
+
+    def supports_indexed_access(self) -> bool:
+        return isinstance(self._records, EagerRecords)
+
+    def copy(self, *, name: str | None = None) -> Self:
+        """Returns a source with the same rows, order and position; `name` replaces the name."""
+        other = self.clone()
+        other.name = name or self.name
+        return other
+
+
+set_signature(PackedSource, [])
+
+
+def _require_source(source: Any) -> None:
+    if not isinstance(source, TFDSStreamingSource):
+        raise refused(
+            TypeError,
+            "PackedSource",
+            "source must be a TFDSStreamingSource.",
+            got=type(source).__name__,
+            fix="pass TFDSStreamingSource(TFDSStreamingConfig(name=..., split=...)), or"
+            " from_tfds(..., eager=False)",
+        )
+
+
+def _require_arguments(
+    subject: str,
+    length: Any,
+    packing: Any,
+    eos_id: Any,
+    pad_id: Any,
+    errors: Any,
+    encode_name: Any,
+) -> None:
+    if not is_integer(length, 1) or length > 2**24:
+        raise refused(
+            ValueError,
+            subject,
+            "length must be an integer in [1, 2**24].",
+            length=repr(length),
+            fix=f"use length={min(max(whole_number(length) or 2048, 1), 2**24)}",
+        )
+    for name, value in (("eos_id", eos_id), ("pad_id", pad_id)):
+        optional = name == "eos_id" and value is None
+        if not optional and not (is_integer(value, 0) and value <= MAX_TOKEN):
+            raise refused(
+                ValueError,
+                subject,
+                f"{name} must be a token id, an integer in [0, 2**31).",
+                **{name: repr(value)},
+                fix=f"use {name}=0, or another id of the tokenizer",
+            )
+    for name, value, kind in (("packing", packing, PackingWay), ("errors", errors, DecodeErrors)):
+        ways = get_args(kind)
+        if value not in ways:
+            near = nearest(value, ways) if isinstance(value, str) else None
+            raise refused(
+                ValueError,
+                subject,
+                f"{name} must be {', '.join(map(repr, ways[:-1]))} or {ways[-1]!r}.",
+                **{name: repr(value)},
+                fix=f"use {name}={near or ways[0]!r}",
+            )
+    named = isinstance(encode_name, str) and 0 < len(encode_name) < 200
+    if encode_name is not None and not named:
+        raise refused(
+            ValueError,
+            subject,
+            "encode_name must be a text of 1 to 199 characters.",
+            encode_name=repr(encode_name),
+            fix="use encode_name='name and version of the tokenizer', or leave it out",
+        )
+
+
+def _reading(
+    config: TFDSStreamingConfig, split: Split, feature: Any, subject: str
+) -> TFDSStreamingConfig:
+    """The config that reads the feature, and nothing else unless a `map_fn` makes it."""
+    if config.map_fn is not None:
+        return dataclasses.replace(config, host_keys=None)
+    top = str(feature).split("/")[0]
+    if top not in split.info.features:
+        near = nearest(top, split.info.features)
+        raise refused(
+            ValueError,
+            subject,
+            f"the dataset has no feature {top!r} to pack.",
+            features=", ".join(sorted(split.info.features)),
+            fix=f"use feature={near or min(split.info.features)!r}",
+        )
+    decoders = config.decoders
+    if isinstance(decoders, Mapping):
+        decoders = {key: value for key, value in decoders.items() if key == top}
+    return dataclasses.replace(
+        config,
+        include_keys={top},
+        exclude_keys=None,
+        host_keys=None,
+        as_supervised=False,
+        decoders=decoders,
+    )
+
+
+def _require_repeatable(reader: RecordReader, subject: str) -> None:
+    if reader.stochastic:
+        raise refused(
+            ValueError,
+            subject,
+            "texts must be the same in every epoch, because their tokens are counted once.",
+            map_fn="takes a seed",
+            fix="use a map_fn without a seed",
+        )
+
+
+def _count_files(split: Split, tokenizer: str) -> CountFiles:
+    """Where the counts of a split and a tokenizer are kept."""
+    of = f"{FORMAT}, {split.dataset}, {split.ranges}, {split.fingerprint}, {tokenizer}"
+    key = hashlib.sha256(of.encode()).hexdigest()[:32]
+    return CountFiles(None if split.in_store else Path(split.info.data_dir), key)

@@ -1,0 +1,139 @@
+"""Reads documents, which are the texts of one feature, and encodes them as tokens."""
+
+import threading
+from collections import OrderedDict
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from datarax_tfds.decoding.device_dtypes import path_name
+from datarax_tfds.decoding.reader import RecordReader
+from datarax_tfds.decoding.record_spec import Unbatched
+from datarax_tfds.runtime.copying import not_copied
+from datarax_tfds.tokens.encoder import Encoder
+from sharding.checks import nearest, refused
+
+DecodeErrors = Literal["strict", "replace", "ignore"]
+
+_KEPT_TOKENS = 1 << 24  # 64 MiB: those of the last documents, of which the next rows may take more
+
+
+@not_copied
+class Documents:
+    """The documents of a split by record number. Several threads may read at once.
+
+    Args:
+        reader: Reads the records.
+        feature: The path of the feature with the text, as `text` or `article/body`.
+        errors: What to do about bytes that are not UTF-8, as in `bytes.decode`.
+        encoder: Makes tokens of the texts.
+        subject: The source that reads, for messages.
+    """
+
+    def __init__(
+        self,
+        reader: RecordReader,
+        feature: str,
+        errors: DecodeErrors,
+        encoder: Encoder,
+        subject: str,
+    ):
+        self.reader = reader
+        self._errors = errors
+        self._encoder = encoder
+        self._subject = subject
+        _require_text(reader, feature, subject)
+        self._path = feature.split("/")
+        leaves = jax.tree.leaves(reader.spec)
+        # Otherwise the decoder takes one record at a time.
+        fixed = all(None not in leaf.shape for leaf in leaves)
+        self._at_once = fixed and not any(getattr(leaf, "ragged", False) for leaf in leaves)
+        self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._kept_tokens = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self.reader.length
+
+    def where(self, number: int) -> str:
+        """Describes a record, for a message."""
+        return f"{number}: {self.reader.files.where(number)}"
+
+    def encoded(self, numbers: np.ndarray) -> list[np.ndarray]:
+        """The tokens of the documents with these numbers, each an int32 array.
+
+        Raises:
+            ValueError: Bytes are not UTF-8, and `errors` is `strict`.
+        """
+        texts = [
+            self._decoded(number, content)
+            for number, content in zip(numbers.tolist(), self._contents(numbers), strict=True)
+        ]
+        return self._encoder(texts, lambda row: self.where(int(numbers[row])))
+
+    def tokens(self, numbers: np.ndarray) -> list[np.ndarray]:
+        """The same as `encoded`. Documents that were asked for a short time ago are not read
+        again: consecutive rows share some.
+        """
+        with self._lock:
+            found = {n: self._kept[n] for n in numbers.tolist() if n in self._kept}
+        missing = np.array([n for n in numbers.tolist() if n not in found], np.int64)
+        if len(missing):
+            encoded = dict(zip(missing.tolist(), self.encoded(missing), strict=True))
+            self._keep(encoded)
+            found |= encoded
+        return [found[number] for number in numbers.tolist()]
+
+    def _keep(self, encoded: dict[int, np.ndarray]) -> None:
+        with self._lock:
+            for number, ids in encoded.items():
+                if number not in self._kept:
+                    self._kept[number] = ids
+                    self._kept_tokens += len(ids)
+            while self._kept_tokens > _KEPT_TOKENS:
+                _, dropped = self._kept.popitem(last=False)
+                self._kept_tokens -= len(dropped)
+
+    def _contents(self, numbers: np.ndarray) -> list[bytes]:
+        size = len(numbers) if self._at_once else 1
+        contents: list[bytes] = []
+        for start in range(0, len(numbers), max(size, 1)):
+            column: Any = self.reader.read(numbers[start : start + size])
+            for name in self._path:
+                column = column[name]
+            contents += column.tolist()
+        return contents
+
+    def _decoded(self, number: int, content: bytes) -> str:
+        try:
+            return content.decode("utf-8", self._errors)
+        except UnicodeDecodeError as error:
+            raise refused(
+                ValueError,
+                self._subject,
+                "the text of a record is not UTF-8.",
+                record=self.where(number),
+                at=f"byte {error.start} of {len(content)}",
+                fix="use errors='replace', which puts U+FFFD in the place of such bytes, or"
+                " errors='ignore', which leaves them out",
+            ) from None
+
+
+def _require_text(reader: RecordReader, feature: str, subject: str) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(reader.spec)
+    texts = [
+        path_name(path)
+        for path, leaf in leaves
+        if isinstance(leaf, Unbatched) and leaf.dtype == object and leaf.shape == ()
+    ]
+    if feature not in texts:
+        raise refused(
+            ValueError,
+            subject,
+            f"feature {feature!r} must be one text in each record.",
+            texts=", ".join(texts) or "none",
+            spec=", ".join(f"{path_name(path)} {leaf.dtype}{leaf.shape}" for path, leaf in leaves),
+            fix=f"use feature={nearest(feature, texts) or (texts or ['text'])[0]!r}, or let map_fn"
+            " return a text under this name",
+        )

@@ -1,0 +1,474 @@
+"""Rows of tokens, packed from texts, keep what every source promises, and more."""
+
+import json
+import threading
+from collections import Counter
+from types import SimpleNamespace
+
+import contract
+import jax
+import numpy as np
+import pytest
+import tfds_datasets
+from contract import equal
+from oracle import best_fitted, concatenated, numbers_of_epochs
+from refusals import refused
+from sources import source_of
+from test_audit import audited
+
+from datarax_tfds import (
+    Cursor,
+    CursorLog,
+    MixtureSource,
+    PackedSource,
+    Pipeline,
+    StateMismatchError,
+    prefetch_to_device,
+)
+from datarax_tfds.order.block_order import BlockOrder
+from datarax_tfds.order.order import Order
+from datarax_tfds.tokens.count_files import CountFiles
+from datarax_tfds.tokens.counting import Counting, Share
+from datarax_tfds.tokens.documents import Documents
+from datarax_tfds.tokens.encoder import Encoder
+
+LENGTH, SIZE, EOS = 16, 8, 3
+ALONE = Share(0, 1)
+
+# No token, one, exactly a row, one more, and several rows; and letters of two and three bytes.
+_chance = np.random.default_rng(1)
+TEXTS = ["", "a", "b" * 16, "c" * 17, "d" * 70, "naïve 漢字", ""] + [
+    "".join(map(chr, _chance.integers(97, 123, size))) for size in _chance.integers(0, 30, 60)
+]
+
+
+def encode(text):
+    """Byte n is token n + 4."""
+    return [byte + 4 for byte in text.encode()]
+
+
+DOCUMENTS = [encode(text) for text in TEXTS]
+ENDED = [[*ids, EOS] for ids in DOCUMENTS]
+
+
+class Batched:
+    """A tokenizer in the form of the package `tokenizers`, which notes what it is called with."""
+
+    def __init__(self):
+        self.calls = []
+
+    def encode_batch(self, texts):
+        self.calls.append(list(texts))
+        return [SimpleNamespace(ids=encode(text)) for text in texts]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """Where datasets of texts are."""
+    import tensorflow_datasets as tfds
+
+    directory = tmp_path_factory.mktemp("texts")
+    text = tfds.features.Text()
+    download = tfds.download.DownloadConfig(num_shards=3, try_download_gcs=False)
+    tfds_datasets.store(
+        directory,
+        "docs",
+        {"text": text, "id": np.int32, "nested": {"text": text}},
+        [{"text": x, "id": n, "nested": {"text": x.upper()}} for n, x in enumerate(TEXTS)],
+        download_config=download,
+    )
+    odd = [b"sound", b"\xff\xfe not", b"caf\xe9", b"sound too"]
+    tfds_datasets.store(directory, "odd", {"text": text}, [{"text": x} for x in odd])
+    tfds_datasets.store(directory, "empty", {"text": text}, [{"text": ""} for _ in range(3)])
+    return directory
+
+
+@pytest.fixture(scope="module")
+def packed(texts):
+    """Makes a packed source at its beginning."""
+    made, streams = {}, {}
+
+    def make(packing="concat", mesh="one device", stream=None, **fields):
+        fields = {"length": LENGTH, "encode": encode, "shuffle": True, "seed": 5} | fields
+        stream = {"name": "docs"} | (stream or {})
+        of_stream = mesh, *map(str, stream.items())
+        key = (packing, of_stream, *map(str, fields.items()))
+        if key not in made:
+            if of_stream not in streams:
+                streams[of_stream] = source_of(texts, mesh=mesh, **stream)
+            made[key] = PackedSource(streams[of_stream], packing=packing, **fields)
+        return made[key].clone()
+
+    return make
+
+
+def rows_of(documents, packing, length=LENGTH):
+    """The columns of all rows, worked out apart from the library."""
+    if packing == "concat":
+        rows = concatenated(documents, length)
+    else:
+        rows = [
+            [
+                (token, segment, position)
+                for segment, (number, start, count) in enumerate(row, 1)
+                for position, token in enumerate(documents[number][start : start + count])
+            ]
+            for row in best_fitted(list(map(len, documents)), length)
+        ]
+    padded = np.zeros((len(rows), length, 3), np.int32)
+    for number, row in enumerate(rows):
+        padded[number, : len(row)] = row
+    return dict(zip(("tokens", "segment_ids", "positions"), np.moveaxis(padded, 2, 0), strict=True))
+
+
+def at(columns, numbers):
+    return {name: column[numbers] for name, column in columns.items()}
+
+
+# The way of packing, the mesh, whether the rows are on the devices.
+KINDS = {
+    "concat": ("concat", "one device", False),
+    "best fit": ("best_fit", "one device", False),
+    "best fit, replicas": ("best_fit", "4 x 2, replicas", False),
+    "concat, eager": ("concat", "8 devices, explicit axes", True),
+}
+
+
+@pytest.fixture(params=list(KINDS))
+def kind(request):
+    return request.param
+
+
+class TestContract:
+    def test_batches_are_those_of_the_order(self, packed, kind):
+        packing, mesh, eager = KINDS[kind]
+        source = packed(packing, mesh, eager=eager)
+        expected = rows_of(DOCUMENTS, packing)
+        rows = len(expected["tokens"])
+        assert len(source) == rows
+        assert source.tokens == sum(map(len, DOCUMENTS))
+        assert source.padding == pytest.approx(1 - source.tokens / (rows * LENGTH))
+        numbers = numbers_of_epochs(Order(rows, 5), 3)
+        for step in range(2 * rows // SIZE):  # also over the end of the epoch
+            wanted = at(expected, numbers[step * SIZE : (step + 1) * SIZE])
+            assert equal(source.get_batch(SIZE), wanted)
+
+    def test_all_ways_of_reading_agree(self, packed, kind):
+        packing, mesh, eager = KINDS[kind]
+        make = lambda: packed(packing, mesh, eager=eager)
+        source, looped = make(), iter(Pipeline(source=make(), batch_size=SIZE))
+        prefetched = prefetch_to_device(Pipeline(source=make(), batch_size=SIZE), 2)
+        singly = iter(make())
+        for step in range(3):
+            batch = source.get_batch(SIZE)
+            assert equal(source.get_batch_at(step * SIZE, SIZE), batch)
+            assert equal(next(looped), batch)
+            assert equal(next(prefetched), batch)
+            for row in range(SIZE):
+                assert equal(next(singly), at(jax.tree.map(np.asarray, batch), row))
+        numbers = np.arange(SIZE)
+        expected = rows_of(DOCUMENTS, packing)
+        assert equal(source.get_records(numbers), at(expected, numbers))
+        assert equal(source[-1], at(expected, -1))
+        everything = jax.tree.map(lambda x: np.asarray(x)[: len(source)], source.collect_to_array())
+        assert equal(everything, expected)
+        assert source.supports_indexed_access() is eager
+        if eager:
+            compiled = jax.jit(lambda start: source.get_batch_at(start, SIZE))
+            assert equal(compiled(SIZE), source.get_batch_at(SIZE, SIZE))
+
+    @pytest.mark.parametrize("prefetch", [None, 2])
+    @pytest.mark.parametrize("kind", ["concat", "best fit, replicas"])
+    def test_a_pipeline_resumes_after_every_batch(self, packed, kind, prefetch):
+        packing, mesh, eager = KINDS[kind]
+
+        def make():
+            source = packed(packing, mesh, eager=eager)
+            return Pipeline(source=source, batch_size=SIZE, remainder="pad", record_numbers=True)
+
+        contract.check_resume_after_every_batch(make, prefetch)
+
+    @pytest.mark.parametrize("packing", ["concat", "best_fit"])
+    def test_every_token_comes_once_an_epoch_over_resumes_with_other_batch_sizes(
+        self, packed, packing
+    ):
+        seen, state = Counter(), packed(packing, eos_id=EOS).get_state()
+        for size in (8, 5, 16, 3, 8):
+            source = packed(packing, eos_id=EOS)
+            source.set_state(json.loads(json.dumps(state)))
+            pipeline = Pipeline(source=source, batch_size=size, remainder="pad")
+            last = size == 8 and bool(seen)
+            for step, batch in enumerate(pipeline):
+                tokens, segments = (np.asarray(batch[n]) for n in ("tokens", "segment_ids"))
+                seen.update(tokens[segments > 0].tolist())
+                state = source.get_state()
+                if step == 1 and not last:
+                    break
+        assert seen == Counter(token for ids in ENDED for token in ids)
+        assert len(json.dumps(state)) < 2048
+
+    def test_the_audit_proves_a_history(self, packed, tmp_path):
+        pipeline = Pipeline(source=packed(), batch_size=SIZE, record_numbers=True)
+        log = CursorLog(tmp_path / "log", pipeline)
+        for _ in range(2 * len(pipeline)):
+            log.note(pipeline.step()["record_number"])
+        found = audited(tmp_path / "log")
+        assert found.sound
+        assert found.reached == pipeline.cursor
+
+    def test_sequential_access_orders_rows_by_blocks(self, packed):
+        stream = {"access": "sequential", "block_size": 4, "shuffle_buffer_size": 8}
+        for packing in ("concat", "best_fit"):
+            source = packed(packing, stream=stream)
+            assert isinstance(source.sampler.order, BlockOrder)
+            numbers = numbers_of_epochs(source.sampler.order, 1)
+            assert sorted(numbers.tolist()) == list(range(len(source)))
+            expected = rows_of(DOCUMENTS, packing)
+            pipeline = Pipeline(source=source, batch_size=SIZE, remainder="pad")
+            for step, batch in enumerate(pipeline):
+                wanted = at(expected, numbers[step * SIZE :][:SIZE])
+                assert equal({n: np.asarray(batch[n])[: len(wanted[n])] for n in wanted}, wanted)
+
+    def test_packed_sources_are_parts_of_a_mixture(self, packed):
+        parts = {"one": packed("concat"), "two": packed("concat", stream={"split": "train[:20]"})}
+        source = MixtureSource(parts, {"one": 3, "two": 1}, part_column="part")
+        batch = jax.tree.map(np.asarray, source.get_batch(SIZE))
+        for number, part in enumerate(parts.values()):
+            rows = np.flatnonzero(batch["part"] == number)
+            assert len(rows) == (6, 2)[number]
+            first = part.get_batch_at(0, len(rows))
+            assert equal(at({n: batch[n] for n in first}, rows), first)
+        other = MixtureSource(parts, {"one": 3, "two": 1}, part_column="part")
+        other.set_state(source.get_state())
+        assert equal(other.get_batch(SIZE), source.get_batch(SIZE))
+
+
+class TestChoices:
+    def test_order_and_seed_are_those_of_the_stream_unless_given(self, packed):
+        shuffled = {"shuffle": True, "seed": 9}
+        source = packed(stream=shuffled, shuffle=None, seed=None)
+        assert (source.is_random_order, source.sampler.seed) == (True, 9)
+        assert not packed(stream=shuffled, shuffle=False, seed=None).is_random_order
+        source.set_random_order(False)
+        assert equal(source.get_batch(SIZE), at(rows_of(DOCUMENTS, "concat"), np.arange(SIZE)))
+        source.reset(seed=4)
+        assert source.cursor == Cursor()
+
+    def test_another_feature_end_and_padding(self, packed):
+        source = packed(feature="nested/text", eos_id=EOS, pad_id=7, shuffle=False)
+        expected = rows_of([[*encode(text.upper()), EOS] for text in TEXTS], "concat")
+        expected["tokens"][expected["segment_ids"] == 0] = 7
+        assert equal(source.get_records(np.arange(len(source))), expected)
+
+    def test_texts_that_a_map_fn_makes(self, packed):
+        import tensorflow as tf
+
+        source = packed(
+            stream={"map_fn": lambda record: {"text": tf.strings.upper(record["text"])}},
+            shuffle=False,
+        )
+        expected = rows_of([encode(text.encode().upper().decode()) for text in TEXTS], "concat")
+        assert equal(source.get_records(np.arange(len(source))), expected)
+
+    @pytest.mark.parametrize("how", [
+        lambda text: np.array(encode(text), np.int64),
+        lambda text: np.array(encode(text), np.uint16),
+        lambda text: tuple(encode(text)),
+        lambda text: SimpleNamespace(ids=encode(text)),
+    ])  # fmt: skip
+    def test_all_forms_of_ids_are_the_same(self, how):
+        made = Encoder(how, EOS, "test")(TEXTS, str)
+        assert [ids.tolist() for ids in made] == ENDED
+        assert all(ids.dtype == np.int32 for ids in made)
+
+    def test_a_tokenizer_gets_many_texts_at_once_if_it_can(self, packed):
+        batched = Batched()
+        source = packed(encode=batched)
+        assert equal(source.get_batch(SIZE), packed().get_batch(SIZE))
+        assert max(map(len, batched.calls)) > 10
+        packed().set_state(source.get_state())  # known by what it makes of the texts
+
+    @pytest.mark.parametrize(("errors", "decoded"), [
+        ("replace", ["sound", "\ufffd\ufffd not", "caf\ufffd", "sound too"]),
+        ("ignore", ["sound", " not", "caf", "sound too"]),
+    ])  # fmt: skip
+    def test_bytes_that_are_not_utf_8(self, packed, errors, decoded):
+        source = packed(stream={"name": "odd"}, errors=errors, shuffle=False)
+        expected = rows_of(list(map(encode, decoded)), "concat")
+        assert equal(source.get_records(np.arange(len(source))), expected)
+
+    def test_a_text_that_is_not_utf_8_is_named(self, packed):
+        with refused(ValueError, "is not UTF-8.*odd-train.*__1.*byte 0 of 6"):
+            packed(stream={"name": "odd"})
+
+    def test_documents_without_a_token_are_refused_unless_they_end(self, packed):
+        with refused(ValueError, "the documents have no tokens"):
+            packed(stream={"name": "empty"})
+        source = packed(stream={"name": "empty"}, eos_id=EOS)
+        row = source[0]
+        assert np.asarray(row["tokens"])[:4].tolist() == [EOS, EOS, EOS, 0]
+        assert np.asarray(row["segment_ids"])[:4].tolist() == [1, 2, 3, 0]
+
+
+class TestCounts:
+    @pytest.fixture
+    def documents(self, texts):
+        """Documents, and how often each was encoded."""
+        encoded = Counter()
+        lock = threading.Lock()
+
+        def noting(text):
+            with lock:
+                encoded[text] += 1
+            return encode(text)
+
+        made = PackedSource(source_of(texts, name="docs"), encode=encode, length=LENGTH)
+        reader = made.records.reader._documents.reader
+        return Documents(reader, "text", "strict", Encoder(noting, None, "test"), "test"), encoded
+
+    def count(self, documents, directory, share=ALONE, size=10):
+        counting = Counting(documents, CountFiles(directory, "key"), "test")
+        stops = range(0, len(documents), size)
+        counting._parts = [(start, min(start + size, len(documents))) for start in stops]
+        counting.count_share(share)
+        return counting
+
+    def expected(self):
+        return list(map(len, DOCUMENTS))
+
+    @pytest.fixture(autouse=True)
+    def cache(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        return tmp_path / "cache" / "datarax_tfds" / "token_counts"
+
+    def test_each_process_counts_its_share_once(self, documents, tmp_path):
+        documents, encoded = documents
+        two = [self.count(documents, tmp_path, Share(number, 2)) for number in range(2)]
+        assert encoded == Counter(TEXTS)
+        for counting in two:
+            assert counting.all_counts().tolist() == self.expected()
+        assert encoded == Counter(TEXTS)
+        assert self.count(documents, tmp_path).all_counts().tolist() == self.expected()
+        assert encoded == Counter(TEXTS)
+        CountFiles(tmp_path, "key").remove_parts(len(TEXTS))
+        assert [path.name for path in (tmp_path / ".token_counts/key").iterdir()] == ["0-67"]
+
+    def test_a_process_that_does_not_find_those_of_others_counts_them_itself(
+        self, documents, tmp_path
+    ):
+        documents, encoded = documents
+        alone = self.count(documents, tmp_path / "its own disk", Share(1, 2))
+        assert alone.all_counts().tolist() == self.expected()
+        assert encoded == Counter(TEXTS)
+
+    def test_damaged_counts_are_made_again(self, documents, tmp_path):
+        documents, encoded = documents
+        self.count(documents, tmp_path).all_counts()
+        kept = tmp_path / ".token_counts/key/0-67"
+        sound = kept.read_bytes()
+        CountFiles(tmp_path, "key").remove_parts(len(TEXTS))
+        for damaged in (sound[:-1], b"", sound[:60] + b"\xff" + sound[61:], sound + b"\0"):
+            kept.write_bytes(damaged)
+            encoded.clear()
+            assert self.count(documents, tmp_path).all_counts().tolist() == self.expected()
+            assert encoded == Counter(TEXTS)
+            assert kept.read_bytes() == sound
+            CountFiles(tmp_path, "key").remove_parts(len(TEXTS))
+
+    def test_counts_go_to_the_cache_if_the_data_cannot_be_written(self, documents, tmp_path, cache):
+        documents, encoded = documents
+        (tmp_path / ".token_counts").write_bytes(b"no directory")
+        self.count(documents, tmp_path).all_counts()
+        assert len(list(cache.glob("*/0-67"))) == 1
+        assert self.count(documents, tmp_path).all_counts().tolist() == self.expected()
+        assert encoded == Counter(TEXTS)
+
+    def test_counts_stay_in_memory_if_nothing_can_be_written(self, documents, tmp_path, cache):
+        documents, _ = documents
+        cache.parent.parent.mkdir(parents=True)
+        cache.parent.write_bytes(b"no directory")
+        (tmp_path / ".token_counts").write_bytes(b"no directory")
+        assert self.count(documents, tmp_path).all_counts().tolist() == self.expected()
+
+    def test_a_second_source_encodes_a_sample_only(self, texts):
+        encoded = Counter()
+
+        def noting(text):
+            encoded[text] += 1
+            return encode(text)
+
+        stream = source_of(texts, name="docs")
+        for _ in range(2):
+            encoded.clear()
+            PackedSource(stream, encode=noting, length=LENGTH, encode_name="bytes")
+        assert encoded.total() == 2 * 32
+
+
+class TestRefusals:
+    def test_a_tokenizer_that_draws_at_random_is_noticed(self, packed):
+        chance = np.random.default_rng(0)
+        with refused(ValueError, "gives other tokens when it is called again.*docs-train"):
+            packed(encode=lambda text: [int(chance.integers(9))] * len(text))
+
+    def test_a_tokenizer_that_changes_later_is_noticed_where_it_does(self, packed):
+        changed = []
+        source = packed(encode=lambda text: encode(text) + changed)
+        source.get_batch(SIZE)
+        changed.append(1)
+        with refused(ValueError, "gives another number of tokens.*docs-train"):
+            for _ in range(len(source)):
+                source.get_batch(SIZE)
+
+    def test_counts_of_another_tokenizer_of_the_same_name_are_noticed(self, packed):
+        packed(encode_name="mine")
+        with refused(ValueError, "gives another number of tokens.*token_counts"):
+            packed(encode_name="mine", encode=lambda text: encode(text)[:-1])
+
+    def test_a_failing_tokenizer_names_the_record(self, packed):
+        def fails(text):
+            return encode(text) if text != TEXTS[4] else [][1]
+
+        with refused(RuntimeError, "encode fails.*docs-train.*IndexError") as caught:
+            packed(encode=fails)
+        assert "dddd" not in str(caught.value)
+
+    @pytest.mark.parametrize("made", ["abc", [1.5], [[1]], 7, [-1], [2**31], None])
+    def test_what_is_no_list_of_ids_is_refused(self, made):
+        with refused(TypeError, "a list of integers in"):
+            Encoder(lambda text: made, None, "test")(["a text"], lambda row: f"record {row}")
+
+    def test_a_state_of_other_rows_is_refused(self, packed):
+        state = packed().get_state()
+        for other in (
+            packed("best_fit"),
+            packed(length=LENGTH + 1),
+            packed(eos_id=EOS),
+            packed(encode=lambda text: [0] * len(text.encode())),
+            packed(feature="nested/text"),
+            packed(seed=6),
+            packed(stream={"split": "train[:50]"}),
+        ):
+            with refused(StateMismatchError, "differ in"):
+                other.set_state(state)
+
+    @pytest.mark.parametrize(("fields", "error", "says"), [
+        ({"length": 0}, ValueError, "length must be"),
+        ({"length": 2.5}, ValueError, "length must be"),
+        ({"packing": "best-fit"}, ValueError, "packing must be 'concat' or 'best_fit'"),
+        ({"eos_id": -1}, ValueError, "eos_id must be"),
+        ({"pad_id": None}, ValueError, "pad_id must be"),
+        ({"errors": "xml"}, ValueError, "errors must be"),
+        ({"encode": "gpt2"}, TypeError, "encode must be"),
+        ({"encode_name": ""}, ValueError, "encode_name must be"),
+        ({"feature": "txt"}, ValueError, "no feature 'txt'"),
+        ({"feature": "id"}, ValueError, "must be one text"),
+        ({"feature": "nested"}, ValueError, "must be one text"),
+        ({"seed": -1}, ValueError, "seed"),
+    ])  # fmt: skip
+    def test_wrong_arguments_are_refused(self, packed, fields, error, says):
+        with refused(error, says):
+            packed(**fields)
+
+    def test_only_streams_can_be_packed(self, packed):
+        with refused(TypeError, "source must be a TFDSStreamingSource"):
+            PackedSource(packed(), encode=encode, length=LENGTH)
