@@ -19,6 +19,7 @@ from datarax_tfds.order.record_order import RecordOrder
 from datarax_tfds.order.strata import StrataOrder
 from datarax_tfds.order.wide_numbers import is_wide
 from datarax_tfds.records.eager import EagerRecords
+from datarax_tfds.records.filtering import filtered
 from datarax_tfds.records.memory import EAGER_MEMORY_FRACTION, memory_share
 from datarax_tfds.records.packing import Packing
 from datarax_tfds.records.streaming import StreamingRecords
@@ -190,11 +191,11 @@ def from_tfds(
     reader = choice = None
     if eager is None:
         subject = f"from_tfds({name}:{split})"
-        reader = RecordReader(open_split(on_disk), on_disk, subject)
+        batch = resolved_sharding(sharding, subject)
+        opened = filtered(open_split(on_disk), on_disk, subject, batch)
+        reader = RecordReader(opened, on_disk, subject)
         copied = on_devices.layout == "replicated"
-        eager, why = _suits_the_devices(
-            reader, on_disk, resolved_sharding(sharding, subject), copied
-        )
+        eager, why = _suits_the_devices(reader, on_disk, batch, copied)
         choice = f"{'eager' if eager else 'streaming'}, since {why}"
         logger.info("%s: %s", subject, choice)
     source: TFDSEagerSource | TFDSStreamingSource

@@ -11,6 +11,7 @@ import pytest
 import test_advice_calls
 import test_advice_configs
 import test_advice_files
+import test_advice_filters
 import test_advice_hosts
 import test_advice_mixtures
 import test_advice_packed
@@ -23,6 +24,7 @@ TABLES = (
     test_advice_calls,
     test_advice_configs,
     test_advice_files,
+    test_advice_filters,
     test_advice_hosts,
     test_advice_mixtures,
     test_advice_packed,

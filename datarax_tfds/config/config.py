@@ -18,6 +18,7 @@ from sharding.checks import refused
 
 Access = Literal["random", "sequential", "auto"]
 LayoutChoice = Literal["auto", "replicated", "sharded"]
+FilterLanguage = Literal["tensorflow", "numpy"]
 
 # What a field decides; without this metadata, it decides what is read and how.
 _ORDER, _NEITHER = {"decides": "order"}, {"decides": "neither"}
@@ -47,6 +48,9 @@ class _SourceConfig:
     host_keys: Set[str] | None = None
     max_corrupt_records: int = 0
     strata: int | None = None
+    filter_fn: Callable[..., Any] | None = None
+    filter_with: FilterLanguage = "tensorflow"
+    filter_name: str | None = None
 
     @classmethod
     def from_directory(
@@ -112,6 +116,12 @@ class _SourceConfig:
             problem = "stream_name is set, but nothing is drawn from it without stochastic=True."
             fix = "set stochastic=True, too, or leave stream_name out"
             raise self._refused("stream_name", problem, fix=fix)
+
+        if self.filter_fn is None:
+            for name in ("filter_name", "filter_with"):
+                if getattr(self, name) not in (None, "tensorflow"):
+                    problem = f"{name} is set, but there is no filter_fn."
+                    raise self._refused(name, problem, fix=f"pass filter_fn, or leave {name} out")
 
     def _refused(self, name: str, problem: str, *, fix: str) -> Exception:
         return Field(type(self).__name__, name, getattr(self, name)).refusal(problem, fix=fix)
@@ -200,6 +210,15 @@ class TFDSEagerConfig(_SourceConfig):
             split, and its size is a multiple of it. With `layout="sharded"`, on a number of devices
             that divides it, a batch then needs no exchange between devices. It is part of the state
             and independent of the devices. By default, a batch takes any records.
+        filter_fn: Which records to keep: `filter_fn(record)` is given what `map_fn` would be given,
+            and returns one bool. It is evaluated once for all records of the split, before the
+            first batch; the kept ones are then the records of the source. By default, all are.
+        filter_with: Whether `filter_fn` is a function of TensorFlow's tensors, like `map_fn`, or a
+            Python function of NumPy arrays, with text as bytes.
+        filter_name: Names what `filter_fn` computes, in place of its code: the index of the kept
+            records is kept on disk under this name, and used again as long as the files do not
+            change. Give another name to a changed function. Without it, the index of a function of
+            NumPy arrays is not kept, and each run evaluates the function again.
     """
 
     # This only decides whether arrays made of the records are kept, not the records themselves.

@@ -4,6 +4,7 @@ import re
 
 from datarax_tfds.decoding.decoder import Decoder
 from datarax_tfds.decoding.episodes import UNEQUAL_STEPS
+from datarax_tfds.decoding.functions.filter_fn import name_of
 from datarax_tfds.decoding.plan import DecodingPlan
 from datarax_tfds.errors import RESTORE, RESTORE_OR_SKIP, DataLossError
 from datarax_tfds.files.split import Split
@@ -36,7 +37,7 @@ def decode_failure(
         where = split.files.where(number)
         return error_message(plan.subject, problem, where=where, error=reason(error), fix=fix)
 
-    text = _text(error)
+    text, name = _text(error), name_of(plan.config.map_fn)
     if UNEQUAL_STEPS in text:
         problem = f"an episode {UNEQUAL_STEPS} than the episodes that were looked at first."
         fix = "let map_fn turn the steps, a tf.data.Dataset there, into arrays of one shape"
@@ -46,9 +47,9 @@ def decode_failure(
         return refused(
             RuntimeError,
             plan.subject,
-            "XLA cannot compile map_fn for the features that it is given.",
+            f"XLA cannot compile {name} for the features that it is given.",
             error=(unsupported + named).splitlines()[0] if named else reason(error),
-            fix="leave out jit_compile=True where map_fn is, or calls, a tf.function; or,"
+            fix=f"leave out jit_compile=True where {name} is, or calls, a tf.function; or,"
             " if it is text that XLA cannot take, leave the text out with exclude_keys",
         )
     mapped = plan.config.map_fn is not None
@@ -56,10 +57,10 @@ def decode_failure(
     if in_map_fn:
         damage = decoder.error_of(serialized, skipped=True)
         if damage is None:
-            fix = "let map_fn cope with this record"
+            fix = f"let {name} cope with this record"
             if len(split) > 1:
                 fix = f"{fix}, or leave it out with split={split.without(number)!r}"
-            return RuntimeError(message("map_fn fails on a record.", fix=fix))
+            return RuntimeError(message(f"{name} fails on a record.", fix=fix))
         error = damage
     problem = "a record cannot be decoded."
     if isinstance(error, decoder.bad_bytes_errors):

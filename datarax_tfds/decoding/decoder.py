@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from datarax_tfds.decoding.columns import FeatureColumns
+from datarax_tfds.decoding.functions.filter_fn import FilterFn, trace_filter
 from datarax_tfds.decoding.functions.map_fn import TracedMapFn, trace_map_fn
 from datarax_tfds.decoding.plan import DecodingPlan
 from datarax_tfds.decoding.tensorflow_import import tensorflow
@@ -72,6 +73,7 @@ class Decoder:
     Attributes:
         outputs: TensorFlow's type specs of a decoded record, in nested dicts.
         stochastic: Whether `map_fn` takes a seed.
+        takes_many: Whether a call may decode many records, because their shapes do not vary.
         user_code: Identifies what `map_fn` and users' decoding compute. None without such code, or
             if it may give other results in another run.
         errors: The classes of errors that a call raises.
@@ -92,15 +94,20 @@ class Decoder:
             decode = _without_map_fn(tf, columns)
             self.outputs, seed_spec, digests = record, [], [columns.fingerprint]
         else:
-            _log.info("%s: compiling map_fn, which the first batch waits for", plan.subject)
-            mapped = trace_map_fn(
-                tf, map_fn, record, allow_stateful=allow_stateful, subject=plan.subject
-            )
+            if isinstance(map_fn, FilterFn):
+                mapped = trace_filter(tf, map_fn, record, subject=plan.subject)
+            else:
+                _log.info("%s: compiling map_fn, which the first batch waits for", plan.subject)
+                mapped = trace_map_fn(
+                    tf, map_fn, record, allow_stateful=allow_stateful, subject=plan.subject
+                )
             decode = _with_map_fn(tf, columns, mapped)
             self.outputs, seed_spec = mapped.outputs, mapped.seed_spec
             digests = [columns.fingerprint, mapped.fingerprint]
         self.stochastic = bool(seed_spec)
-        self._trace = _of_many(tf, decode, self.outputs, seed_spec).get_concrete_function
+        self.takes_many = _have_fixed_shapes(tf, self.outputs)
+        of_many = _of_many(tf, decode, seed_spec, fixed=self.takes_many)
+        self._trace = of_many.get_concrete_function
         self._traced: Callable[..., Any] | None = None
         code = "+".join(filter(None, digests))
         self.user_code = f"tensorflow {tf.__version__}: {code}" if code else None
@@ -187,12 +194,15 @@ def _with_map_fn(tf: Any, columns: FeatureColumns, mapped: TracedMapFn) -> _Deco
     return decode
 
 
-def _of_many(tf: Any, decode: _Decode, outputs: dict[str, Any], seed_spec: list[Any]) -> Any:
-    """A `tf.function` of any number of records, or of one record if their shapes vary."""
-    fixed = all(
+def _have_fixed_shapes(tf: Any, outputs: dict[str, Any]) -> bool:
+    return all(
         isinstance(spec, tf.TensorSpec) and spec.shape.is_fully_defined()
         for spec in tf.nest.flatten(outputs)
     )
+
+
+def _of_many(tf: Any, decode: _Decode, seed_spec: list[Any], *, fixed: bool) -> Any:
+    """A `tf.function` of any number of records, or of one record if their shapes vary."""
     each = functools.partial(_map_records if fixed else _map_single_record, tf)
     batch_specs = [tf.TensorSpec([None, *spec.shape], spec.dtype) for spec in seed_spec]
     return tf.function(

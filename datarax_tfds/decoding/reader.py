@@ -21,6 +21,7 @@ from datarax_tfds.decoding.tensorflow_import import tensorflow
 from datarax_tfds.decoding.tfds_decoding import values_of_tfds
 from datarax_tfds.errors import DataLossError
 from datarax_tfds.files.block_files import BlockFiles
+from datarax_tfds.files.kept_records import KeptFiles
 from datarax_tfds.files.prefetched_files import THREADS, PrefetchedFiles, records_ahead
 from datarax_tfds.files.record_files import RecordFiles
 from datarax_tfds.files.split import Split
@@ -55,6 +56,7 @@ class RecordReader:
         record_bytes: The size of a decoded record on the host; 0 unless `holds_arrays`.
         holds_arrays: Whether a record is made of arrays of fixed shapes, so that many can be read
             in one call.
+        takes_many: Whether many records can be decoded in one call of `values`.
         maps: Whether there is a `map_fn`.
         stochastic: Whether `read` needs keys.
         user_code: The `Decoder.user_code`, which identifies what users' code computes.
@@ -72,7 +74,7 @@ class RecordReader:
         self.subject = subject
         self.files = split.files
         self.split = split
-        self._bytes: RecordFiles | PrefetchedFiles | BlockFiles = split.files
+        self._bytes: RecordFiles | KeptFiles | PrefetchedFiles | BlockFiles = split.files
         if split.in_store:
             self._bytes = PrefetchedFiles(split.files.read, split.record_bytes)
         self.corrupt = CorruptRecords(
@@ -90,6 +92,7 @@ class RecordReader:
         self.maps = config.map_fn is not None
         self.stochastic = self._decoder.stochastic
         self.user_code = self._decoder.user_code
+        self.takes_many = self._decoder.takes_many
         self.spec, self.host_spec = record_spec(self._decoder.outputs, plan)
         self.holds_arrays = holds_arrays(self.spec)
         self.record_bytes = 0
@@ -211,6 +214,17 @@ class RecordReader:
             RuntimeError: `map_fn` fails on a record, or XLA cannot compile it.
         """
         return self.corrupt.read(numbers, lambda sound: self._read(sound, keys))
+
+    def values(self, numbers: np.ndarray) -> dict[str, Any]:
+        """Reads and decodes records, in the dtypes that TFDS gives them. A corrupt one is an error.
+
+        Args:
+            numbers: `[n]`, in `[0, N)`; n is 1 unless `takes_many`.
+
+        Returns:
+            NumPy arrays `[n, ...]`, nested as a record is. Do not write to them.
+        """
+        return self._decode(numbers, self._bytes.read(numbers), None)
 
     def _read(self, numbers: np.ndarray, keys: np.ndarray | None) -> dict[str, Any]:
         columns = self._decode(numbers, self._bytes.read(numbers), keys)

@@ -9,6 +9,7 @@ import numpy as np
 
 from datarax_tfds.decoding.array_advice import array_refused, is_text, why_not_an_array
 from datarax_tfds.decoding.device_dtypes import path_name
+from datarax_tfds.decoding.functions.filter_fn import is_filter
 from datarax_tfds.decoding.plan import DecodingPlan, as_set, nearest_feature
 from sharding.checks import refused
 
@@ -49,7 +50,7 @@ def record_spec(
     mapped = plan.config.map_fn is not None
     for path, output in jax.tree_util.tree_leaves_with_path(dict(outputs)):
         _require_dtype(path_name(path), getattr(output, "dtype", None), plan)
-    host = _host_spec(outputs, plan)
+    host = {} if is_filter(plan.config.filter_fn) else _host_spec(outputs, plan)
     arrays = ("TensorSpec",) if mapped else ("TensorSpec", "RaggedTensorSpec")
 
     def spec(path: Any, output: Any) -> jax.ShapeDtypeStruct | Unbatched:

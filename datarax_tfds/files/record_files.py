@@ -106,6 +106,11 @@ class RecordFiles:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    @property
+    def paths(self) -> list[PurePath]:
+        """The files, each once, in the order of their first records."""
+        return list(dict.fromkeys(piece.path for piece in self._pieces))
+
     def build_indexes(self, share: int = 0, shares: int = 1) -> Iterator[PurePath]:
         """Opens the files that have no index yet, which counts their records and builds it.
 

@@ -1,5 +1,6 @@
 """Finds the files of a split, and which of their records belong to it; or refuses the split."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -15,6 +16,7 @@ from datarax_tfds.config.config import AnyConfig, TFDSEagerConfig
 from datarax_tfds.errors import DataLossError
 from datarax_tfds.files.formats import FORMATS, FileOpener
 from datarax_tfds.files.kept_blocks import LENGTH_BYTES
+from datarax_tfds.files.kept_records import KeptFiles, KeptRecords
 from datarax_tfds.files.metadata_checks import require_inside
 from datarax_tfds.files.object_formats import OBJECT_FORMATS
 from datarax_tfds.files.prefetched_files import THREADS
@@ -24,6 +26,7 @@ from datarax_tfds.files.stored_file import file_names, file_size, size_in_words
 from datarax_tfds.runtime.disk_cache import DiskCache
 from datarax_tfds.runtime.forks import refuse_in_forked_child
 from datarax_tfds.runtime.threads import ThreadPool, bounded
+from datarax_tfds.state.state import FILTERED
 from datarax_tfds.stores.metadata_copy import MetadataCopy
 from datarax_tfds.stores.object_path import ObjectPath
 from datarax_tfds.stores.object_store import object_bytes
@@ -54,17 +57,20 @@ class Split:
         record_bytes: The mean size of a record.
         block_size: How many consecutive records to read at once; None to read each alone.
         copy: The copy of the metadata that `info` was read from, if they are in a store.
+        kept: Which records a filter keeps; None without a filter. The others are not part of the
+            split, and have no numbers in it.
     """
 
     dataset: str
     ranges: str
     fingerprint: str
     earlier_fingerprints: Callable[[], tuple[str, ...]]
-    files: RecordFiles
+    files: RecordFiles | KeptFiles
     info: Any
     record_bytes: float
     block_size: int | None
     copy: MetadataCopy | None = None
+    kept: KeptRecords | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -74,8 +80,26 @@ class Split:
         """Whether the files are objects of a store."""
         return self.copy is not None
 
+    def filtered(self, kept: KeptRecords) -> "Split":
+        """The split of the kept records alone, in which they have the numbers `[0, K)`.
+
+        Which they are is part of its fingerprint.
+        """
+        assert isinstance(self.files, RecordFiles)
+        earlier = self.earlier_fingerprints
+        return dataclasses.replace(
+            self,
+            files=KeptFiles(self.files, kept),
+            kept=kept,
+            fingerprint=_of_kept(self.fingerprint, kept),
+            earlier_fingerprints=lambda: tuple(_of_kept(each, kept) for each in earlier()),
+            block_size=None if self.block_size is None else min(self.block_size, len(kept)),
+        )
+
     def without(self, number: int) -> str:
         """A split expression for all records of this split but one."""
+        if self.kept is not None:
+            number = self.kept.stored_number(number)
         kept: list[str] = []
         for part in self.ranges.split("+"):
             name, _, limits = part[:-1].partition("[")
@@ -372,6 +396,10 @@ def _with_sizes(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, int]]:
         yield from ((piece, size.result()) for piece, size in zip(pieces, sizes, strict=True))
     finally:
         pool.close()
+
+
+def _of_kept(fingerprint: str, kept: KeptRecords) -> str:
+    return f"{fingerprint}{FILTERED}{kept.digest}"
 
 
 def _digest(lines: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import jax
+import numpy as np
 from flax import nnx
 
 from datarax_tfds.config.config import AnyConfig
@@ -16,10 +17,11 @@ from datarax_tfds.files.split import open_split
 from datarax_tfds.order.cursor import Cursor
 from datarax_tfds.order.record_order import RecordOrder
 from datarax_tfds.order.sampler import Sampler, key_word
+from datarax_tfds.records.filtering import filtered
 from datarax_tfds.runtime.forks import refuse_in_forked_child
 from datarax_tfds.runtime.signatures import set_signature
 from datarax_tfds.runtime.untraced import is_traced
-from datarax_tfds.sources.arguments import require, require_config
+from datarax_tfds.sources.arguments import require, require_config, require_records
 from datarax_tfds.sources.default_sharding import resolved_sharding
 from datarax_tfds.sources.source import Opened, Source
 from datarax_tfds.sources.statistics import Statistics
@@ -56,7 +58,11 @@ class DatasetSource(Source[Opened], Generic[Config, Opened]):
                 fix="build the source outside, and pass it to nnx.jit as an argument",
             )
         self.sharding = nnx.static(resolved_sharding(sharding, name))
-        split = open_split(config) if _reader is None else _reader.split
+        if _reader is None:
+            split = filtered(open_split(config), config, name, self.sharding)
+        else:
+            split = _reader.split
+        self._kept = nnx.static(split.kept)
         self._info = nnx.static(split.info)
         self._earlier_fingerprints = nnx.static(split.earlier_fingerprints)
         self.length = len(split)
@@ -129,6 +135,24 @@ class DatasetSource(Source[Opened], Generic[Config, Opened]):
         self, state: Mapping[str, Any], identity: Identity, subject: str
     ) -> tuple[Cursor, None]:
         return cursor_from_state(state, identity, subject, self._earlier_fingerprints), None
+
+    def stored_numbers(self, numbers: Any) -> np.ndarray:
+        """The numbers in the split of records that a filter keeps, by their numbers in the source.
+
+            source.stored_numbers(np.arange(len(source)))    # all records that are kept, ascending
+
+        Args:
+            numbers: Integers `[n]` in `[0, N)`, as in `record_number` of a batch.
+
+        Returns:
+            int64 `[n]`; without a filter, the same numbers.
+
+        Raises:
+            IndexError: The source has no record of a number.
+        """
+        numbers = np.atleast_1d(np.asarray(numbers, np.int64))
+        require_records(numbers, range(self.length), self.name)
+        return numbers if self._kept is None else self._kept.stored_numbers(numbers)
 
     def get_dataset_info(self) -> Any:
         """The `tfds.core.DatasetInfo`: description, features, splits, citation."""

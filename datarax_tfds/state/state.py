@@ -20,6 +20,9 @@ _log = logging.getLogger(__name__)
 
 SCHEMA = 1
 
+# In the fingerprint of the files, before the digest of what a filter keeps of their records.
+FILTERED = ", kept "
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -30,6 +33,7 @@ class Identity:
         split: The resolved ranges, as `train[0:60000]`, however the split was written.
         records: Number of records N.
         fingerprint: Digest of the names and lengths of the files, and of the bytes of the splits.
+            With a filter, a digest of the set of records that it keeps follows.
         features: Digest of the names, dtypes and shapes of a record's arrays. It ends in
             `, stateful map_fn` if the values may differ after a resume.
         shuffle: Whether the records come in random order.
@@ -112,6 +116,8 @@ def cursor_from_state(
         given = [f"{name}={fields[name]!r}" for name in differing if name in _ARGUMENTS]
         if "order" in differing:
             given += _arguments_of_order(fields)
+        if "fingerprint" in differing and FILTERED in f"{fingerprint}{identity.fingerprint}":
+            given.append("the filter_fn of that run" if FILTERED in fingerprint else "no filter_fn")
         precision = ", and under the same jax_enable_x64" * ("features" in differing)
         raise refused(
             StateMismatchError,

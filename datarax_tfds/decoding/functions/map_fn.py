@@ -67,10 +67,10 @@ def trace_map_fn(
         trace = function.get_concrete_function(record, *seed_spec)
     except Exception as error:  # the user's code may raise anything
         # The error of one of our helpers that map_fn calls has its own fix.
-        raised, _, own_fix = _raised(error).partition("\nfix:")
+        said, _, own_fix = raised(error).partition("\nfix:")
         problem = "TensorFlow cannot trace map_fn."
         raise refused(
-            ValueError, subject, problem, error=raised, fix=own_fix.strip() or fix
+            ValueError, subject, problem, error=said, fix=own_fix.strip() or fix
         ) from error
     if not allow_stateful:
         repeatability.require(trace, what="map_fn", subject=subject)
@@ -83,7 +83,7 @@ def trace_map_fn(
     return TracedMapFn(function, seed_spec, outputs, code)
 
 
-def _raised(error: Exception) -> str:
+def raised(error: Exception) -> str:
     """The error of the user's code, without the code that TensorFlow quotes before it."""
     lines, kind = [line.strip() for line in str(error).strip().splitlines()], type(error).__name__
     starts = [place for place, line in enumerate(lines) if line.startswith(f"{kind}: ")]

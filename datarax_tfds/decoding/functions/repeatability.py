@@ -71,17 +71,26 @@ class Repeatability:
             )
         if not any(facts.values()):
             return
-        first = ""
+        first, name = "", "filter_fn" if what == "filter_fn" else "map_fn"
         if facts.keys() & {"variables", "resources"}:
             first = (
-                "make a constant outside map_fn, as c = tf.constant(variable.numpy()), and use"
+                f"make a constant outside {name}, as c = tf.constant(variable.numpy()), and use"
                 " it there; "
             )
         elif not is_random:
             first = (
                 "compute all of it by TensorFlow's operations on the record, without a clock"
                 " (to measure how long something takes, use time.perf_counter; compute a fixed"
-                " date outside map_fn and close over the value); "
+                f" date outside {name} and close over the value); "
+            )
+        if name == "filter_fn":
+            raise refused(
+                ValueError,
+                subject,
+                f"filter_fn {problem}",
+                **facts,
+                fix=f"{first}to keep a random part of the records, take a hash of a feature, as"
+                " tf.strings.to_hash_bucket_fast(tf.as_string(record['id']), 10) == 0",
             )
         raise refused(
             ValueError,
