@@ -43,6 +43,8 @@ SLOW = {
     "test_environment.py": False,
     "test_exchange.py": True,
     "test_feature_classes.py": False,
+    "test_filter.py::TestContract": False,
+    "test_filter.py::TestProcesses": False,
     "test_forks.py": True,
     "test_history.py": False,
     "test_interrupts.py": False,
