@@ -16,8 +16,8 @@ import object_servers
 import pytest
 import warmed
 from checkout import GUARD_S, WORKERS
-from contract import N
-from oracle import expected_ids, mixed
+from contract import KEPT, N
+from oracle import expected_ids, mixed, numbers_of_epochs
 
 from datarax_tfds.order.order import Order
 
@@ -85,6 +85,7 @@ def store(data_dir, tmp_path):
 
 # A mixture, whose weights change at record 50: within a batch of each of these sizes.
 MIXTURE = [("mixture", 2, 12, "random"), ("mixture", 1, 20, "save"), ("mixture", 4, 8, None)]
+FILTERED = [("filtered", 2, 12, "random"), ("filtered", 1, 20, None)]
 
 
 def expected_of_mixture(count: int) -> list[int]:
@@ -96,11 +97,12 @@ def expected_of_mixture(count: int) -> list[int]:
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("mixture", [False, True], ids=["one split", "mixture"])
+@pytest.mark.parametrize("what", ["one split", "mixture", "filter"])
 def test_killed_and_gone_on_with_elsewhere_every_record_comes_once(
-    data_dir, tmp_path, figure, full, store, mixture
+    data_dir, tmp_path, figure, full, store, what
 ):
-    plan = MIXTURE if mixture else FULL if full else SHORT
+    plan = {"mixture": MIXTURE, "filter": FILTERED}.get(what, FULL if full else SHORT)
+    length = len(KEPT) if what == "filter" else N
     chance = random.Random(7)
     checkpoints = tmp_path / "checkpoints"
     history = []
@@ -111,7 +113,7 @@ def test_killed_and_gone_on_with_elsewhere_every_record_comes_once(
         logs = tmp_path / f"run-{number}"
         logs.mkdir()
         ledger = logs / "ledger"
-        epochs = 10_000 if moment else len(replayed(history)) // N + 3
+        epochs = 10_000 if moment else len(replayed(history)) // length + 3
         datasets = data_dir if place == "disk" else store
         command = [sys.executable, WORKER, datasets, checkpoints, ledger, kind, batch_size, epochs]
         command = [*map(str, command), str(moment)]
@@ -143,18 +145,21 @@ def test_killed_and_gone_on_with_elsewhere_every_record_comes_once(
         history.append(max(runs, key=len))
     seen = replayed(history)
     expected = expected_ids(len(seen) // N + 1)[: len(seen)]
-    if mixture:
+    if what == "mixture":
         expected = expected_of_mixture(len(seen))
+    if what == "filter":
+        numbers = numbers_of_epochs(Order(length, 5), len(seen) // length + 1)[: len(seen)]
+        expected = [KEPT[number] for number in numbers]
     lost, twice = Counter(expected) - Counter(seen), Counter(seen) - Counter(expected)
     places = " -> ".join(str(count) for _, count, _, _ in plan[:5])
     figure(
-        f"records{' of a mixture' * mixture} lost / delivered twice over {kills} SIGKILLs,"
+        f"records of {what} lost / delivered twice over {kills} SIGKILLs,"
         f" {len(plan)} runs on {places} -> ... processes",
         f"{lost.total()} / {twice.total()} of {len(seen):,}",
         "0 / 0",
     )
     assert seen == expected
-    assert len(seen) == epochs * N + len(seen) % N
+    assert len(seen) == epochs * length + len(seen) % length
     restarts = [run[0]["position"] for run in history[1:] if run]
     assert all(restarts)  # each went on from a checkpoint, none began anew
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from checkout import run
-from contract import N, check_records, equal, ids
+from contract import KEPT, N, check_records, equal, ids, some_labels
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,12 +35,7 @@ from datarax_tfds.order.order import Order
 from datarax_tfds.order.strata import StrataOrder
 
 SIZE = 24
-KEPT = [number for number in range(N) if number % 7 in (1, 3, 4)]
 K = len(KEPT)
-
-
-def some_labels(record):
-    return (record["label"] == 1) | (record["label"] == 3) | (record["label"] == 4)
 
 
 # What kind of source, on which mesh, and how it is filtered and ordered.

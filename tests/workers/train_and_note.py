@@ -63,6 +63,9 @@ elif KIND == "streaming":
     # In a store, the default would be another order.
     config = TFDSStreamingConfig(access="random", **fields)
     source = TFDSStreamingSource(config, sharding=batch_sharding(mesh))
+elif KIND == "filtered":
+    config = TFDSStreamingConfig(access="random", filter_fn=contract.some_labels, **fields)
+    source = TFDSStreamingSource(config, sharding=batch_sharding(mesh))
 else:  # a mixture of both, whose weights change within a batch of any size
     parts = {}
     for name, (split, kind) in contract.MIXED.items():
