@@ -7,6 +7,7 @@ import contract
 import jax
 import jax.numpy as jnp
 import numpy as np
+import object_servers
 import pytest
 from checkout import run
 from contract import KEPT, N, check_records, equal, ids, some_labels
@@ -407,6 +408,25 @@ class TestIndex:
         assert len(list((tmp_path / "cache").rglob("kept-*"))) == 1
         monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/cache")  # nowhere
         assert filter_fn.source(own_copy)[1] == N + 16
+
+    def test_a_store_keeps_the_index_for_all_hosts(self, data_dir, tmp_path, monkeypatch):
+        datasets = f"gs://{object_servers.BUCKET}/filtered"
+        filter_fn = Noting()
+
+        def asked(cache):
+            monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
+            source, asked = filter_fn.source(datasets, shuffle=True, seed=5, access="random")
+            assert ids(source.get_batch(SIZE)) == expected("stream", SIZE)
+            return asked
+
+        with (
+            object_servers.gcs(tmp_path / "gcs") as variables,
+            object_servers.environment(**variables),
+        ):
+            object_servers.upload(data_dir / "tiny", f"{datasets}/tiny")
+            assert [asked("one"), asked("one"), asked("other")] == [N + 16, 0, 0]
+            object_servers.upload(data_dir / "tiny", f"{datasets}/tiny")  # another generation
+            assert [asked("one"), asked("other")] == [N + 16, 0]
 
 
 @pytest.fixture(scope="module")

@@ -214,7 +214,7 @@ class TFDSEagerConfig(_SourceConfig):
             and returns one bool. It is evaluated once for all records of the split, before the
             first batch; the kept ones are then the records of the source. By default, all are.
         filter_with: Whether `filter_fn` is a function of TensorFlow's tensors, like `map_fn`, or a
-            Python function of NumPy arrays, with text as bytes.
+            Python function of NumPy arrays, with text as bytes. Several threads call it at a time.
         filter_name: Names what `filter_fn` computes, in place of its code: the index of the kept
             records is kept on disk under this name, and used again as long as the files do not
             change. Give another name to a changed function. Without it, the index of a function of

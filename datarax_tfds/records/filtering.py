@@ -91,9 +91,14 @@ def _write_in_turn(index: KeptIndex, kept: KeptRecords, about: str, processes: l
     """Writes the index where it is missing. Processes with one file system write it only once."""
     first = processes[0] == jax.process_index()
     for turn in (first, not first):
-        if turn and index.read() is None:
-            index.write(kept)
+        if turn:
+            bounded(lambda: _write(index, kept), about, lambda: f"writing {about}")
         agree(about, {"written": True}, processes)
+
+
+def _write(index: KeptIndex, kept: KeptRecords) -> None:
+    if index.read() is None:
+        index.write(kept)
 
 
 def _evaluated(
@@ -122,8 +127,8 @@ def _evaluated(
         placed = global_batch(lambda rows: bits[rows.start, rows.stop], count, storage)
         everywhere = NamedSharding(batch.mesh, PartitionSpec())
         with OwnContext(None):
-            gathered_bits = jax.jit(lambda every: every, out_shardings=everywhere)(placed)
-        whole = np.asarray(gathered_bits.addressable_data(0))
+            every = jax.jit(lambda every: every, out_shardings=everywhere)(placed)
+            whole = jax.device_get(every.addressable_data(0))
     kept = KeptRecords(whole[: -(-reader.length // 8)], reader.length)
     took_s = time.monotonic() - begun
     of = f"{len(kept):,} of {reader.length:,} records"
@@ -154,22 +159,25 @@ class _Share:
 
     def bits(self, first: int, last: int) -> np.ndarray:
         """The bytes `[first, last)` of `KeptRecords.bits`."""
-        kept = np.zeros(8 * (last - first), bool)
-        start, stop = 8 * first, min(8 * last, self._reader.length)
+        bits = np.zeros(last - first, np.uint8)
+        start, stop = (min(8 * byte, self._reader.length) for byte in (first, last))
         chunk = decode_chunk_size((stop - start) // (4 * decoding_threads()), 0)
+        chunk = -(-chunk // 8) * 8  # whole bytes
         ahead = self._reader.records_ahead(shuffled=False)
         self._reader.prefetch(np.arange(start, min(start + ahead, stop)))
 
         def evaluate(at: int) -> int:
             self._reader.prefetch(np.arange(min(at + ahead, stop), min(at + ahead + chunk, stop)))
             numbers = np.arange(at, min(at + chunk, stop))
-            kept[at - start : at - start + len(numbers)] = self._answers(numbers)
+            some = np.packbits(self._answers(numbers), bitorder="little")
+            bits[(at - start) // 8 : (at - start) // 8 + len(some)] = some
             return len(numbers)
 
         self._each(evaluate, range(start, stop, chunk), stop - start)
         again = np.arange(start, min(start + _ASKED_AGAIN, stop))
-        self._require_same(again, kept[: len(again)])
-        return np.packbits(kept, bitorder="little")
+        before = np.unpackbits(bits[:_ASKED_AGAIN], count=len(again), bitorder="little")
+        self._require_same(again, before.astype(bool))
+        return bits
 
     def _each(self, evaluate: Callable[[int], int], starts: range, records: int) -> None:
         """Evaluates the filter in several threads, and shows how far it is."""
