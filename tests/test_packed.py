@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import contract
 import jax
 import numpy as np
+import packed_texts
 import pytest
-import tfds_datasets
 from contract import equal
-from oracle import best_fitted, concatenated, numbers_of_epochs
+from oracle import numbers_of_epochs
+from packed_texts import DOCUMENTS, LENGTH, TEXTS, encode, rows_of
 from refusals import refused
 from sources import source_of
 from test_audit import audited
@@ -32,22 +33,9 @@ from datarax_tfds.tokens.counting import Counting, Share
 from datarax_tfds.tokens.documents import Documents
 from datarax_tfds.tokens.encoder import Encoder
 
-LENGTH, SIZE, EOS = 16, 8, 3
+SIZE, EOS = 8, 3
 ALONE = Share(0, 1)
 
-# No token, one, exactly a row, one more, and several rows; and letters of two and three bytes.
-_chance = np.random.default_rng(1)
-TEXTS = ["", "a", "b" * 16, "c" * 17, "d" * 70, "naïve 漢字", ""] + [
-    "".join(map(chr, _chance.integers(97, 123, size))) for size in _chance.integers(0, 30, 60)
-]
-
-
-def encode(text):
-    """Byte n is token n + 4."""
-    return [byte + 4 for byte in text.encode()]
-
-
-DOCUMENTS = [encode(text) for text in TEXTS]
 ENDED = [[*ids, EOS] for ids in DOCUMENTS]
 
 
@@ -65,21 +53,8 @@ class Batched:
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
     """Where datasets of texts are."""
-    import tensorflow_datasets as tfds
-
     directory = tmp_path_factory.mktemp("texts")
-    text = tfds.features.Text()
-    download = tfds.download.DownloadConfig(num_shards=3, try_download_gcs=False)
-    tfds_datasets.store(
-        directory,
-        "docs",
-        {"text": text, "id": np.int32, "nested": {"text": text}},
-        [{"text": x, "id": n, "nested": {"text": x.upper()}} for n, x in enumerate(TEXTS)],
-        download_config=download,
-    )
-    odd = [b"sound", b"\xff\xfe not", b"caf\xe9", b"sound too"]
-    tfds_datasets.store(directory, "odd", {"text": text}, [{"text": x} for x in odd])
-    tfds_datasets.store(directory, "empty", {"text": text}, [{"text": ""} for _ in range(3)])
+    packed_texts.write(directory)
     return directory
 
 
@@ -100,25 +75,6 @@ def packed(texts):
         return made[key].clone()
 
     return make
-
-
-def rows_of(documents, packing, length=LENGTH):
-    """The columns of all rows, worked out apart from the library."""
-    if packing == "concat":
-        rows = concatenated(documents, length)
-    else:
-        rows = [
-            [
-                (token, segment, position)
-                for segment, (number, start, count) in enumerate(row, 1)
-                for position, token in enumerate(documents[number][start : start + count])
-            ]
-            for row in best_fitted(list(map(len, documents)), length)
-        ]
-    padded = np.zeros((len(rows), length, 3), np.int32)
-    for number, row in enumerate(rows):
-        padded[number, : len(row)] = row
-    return dict(zip(("tokens", "segment_ids", "positions"), np.moveaxis(padded, 2, 0), strict=True))
 
 
 def at(columns, numbers):

@@ -15,6 +15,8 @@ import numpy as np
 from datarax_tfds.files.record_index import index_content
 from datarax_tfds.files.stored_file import FileVersion
 
+DOCSTRINGS = "bench_docstrings"
+
 
 class InMemory:
     """Stands in for the reader of a split: columns `[N, ...]` in memory, at most 32 bits wide."""
@@ -235,3 +237,35 @@ def _cuttings(count: int, shape: tuple[int, int, int]) -> Iterator[tuple[int, di
         left = rng.integers(photograph.shape[1] - width)
         image = photograph[top : top + height, left : left + width]
         yield number, {"image": image, "label": number % len(photographs)}
+
+
+def docstrings(data_dir: Path) -> str:
+    """Writes 20,000 docstrings of installed packages, in random order; returns the name."""
+    import ast
+    import importlib.util
+
+    import tensorflow_datasets as tfds
+
+    def of(path: Path) -> Iterator[str]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                yield ast.get_docstring(node) or ""
+
+    if not (data_dir / DOCSTRINGS).exists():
+        found: list[str] = []
+        for package in ("numpy", "jax", "flax", "sklearn", "scipy", "tensorflow"):
+            spec = importlib.util.find_spec(package)
+            assert spec is not None
+            assert spec.origin is not None
+            for path in sorted(Path(spec.origin).parent.rglob("*.py")):
+                found += filter(None, of(path))
+        chosen = np.random.default_rng(0).permutation(len(found))[:20_000]
+        tfds.dataset_builders.store_as_tfds_dataset(
+            name=DOCSTRINGS,
+            version="1.0.0",
+            features=tfds.features.FeaturesDict({"text": tfds.features.Text()}),
+            split_datasets={"train": ((int(n), {"text": found[n]}) for n in chosen)},
+            data_dir=data_dir,
+            disable_shuffling=True,
+        )
+    return DOCSTRINGS

@@ -1,0 +1,160 @@
+"""Compares packed text with Grain's packing, and with the tokenizer alone.
+
+    pip install tokenizers
+    python scripts/benchmarks/packed_text.py --data-dir data --out runs/benchmark
+
+The tokenizer is a byte-pair encoding, trained on some of the texts. The documents are the docstrings
+of installed packages. Grain gets them from memory, we read them from a TFRecord file. Rows are counted
+until all documents were read once. The table is also written to `packed_text.txt`,
+`packed_text.json` and `packed_text.png` in `--out`.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import benchmark_data
+import grain
+import jax
+import numpy as np
+import tyro
+from benchmarking import Comparison, in_turn, show
+from grain.experimental import BestFitPackIterDataset, ConcatThenSplitIterDataset
+
+from datarax_tfds import Cursor, PackedSource, Pipeline, TFDSStreamingConfig, TFDSStreamingSource
+
+ROW_TOKENS, BATCH = 2048, 16
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run."""
+
+    data_dir: Path = Path("data")
+    out: Path = Path("runs/benchmark")
+    rounds: int = 5
+    documents: int = 5_000
+
+
+def trained(texts: list[str]) -> Any:
+    """A byte-pair encoding of 8,000 tokens."""
+    import tokenizers
+
+    tokenizer = tokenizers.ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(texts[:2000], vocab_size=8000, show_progress=False)
+    return tokenizer
+
+
+def stream(options: Options) -> TFDSStreamingSource:
+    name = benchmark_data.docstrings(options.data_dir)
+    split = f"train[:{options.documents}]"
+    config = TFDSStreamingConfig(name=name, split=split, data_dir=str(options.data_dir))
+    return TFDSStreamingSource(config)
+
+
+def epoch_of_ours(source: PackedSource) -> Callable[[], None]:
+    def run() -> None:
+        source.seek(Cursor())
+        for batch in Pipeline(source=source, batch_size=BATCH, remainder="pad"):
+            jax.block_until_ready(batch)
+
+    return run
+
+
+def epoch_of_grain(texts: list[str], encode: Any, packing: str) -> Callable[[], None]:
+    """Grain's best fit takes no document that is longer than a row: their ends are left out."""
+    documents = grain.MapDataset.source(texts).shuffle(seed=0)
+
+    def tokens(text: str) -> dict[str, np.ndarray]:
+        ids = np.array(encode(text).ids, np.int32)
+        return {"tokens": ids[:ROW_TOKENS] if packing == "best_fit" else ids}
+
+    def run() -> None:
+        encoded = documents.map(tokens).to_iter_dataset()
+        length = {"tokens": ROW_TOKENS}
+        if packing == "best_fit":
+            rows = BestFitPackIterDataset(encoded, length_struct=length, num_packing_bins=64)
+        else:
+            rows = ConcatThenSplitIterDataset(encoded, length_struct=length)
+        for batch in rows.batch(BATCH):
+            jax.block_until_ready(jax.device_put(batch))
+
+    return run
+
+
+def main() -> None:
+    options = tyro.cli(Options)
+    source = stream(options)
+    texts = [record["text"].decode() for record in source]
+    source.seek(Cursor())
+    tokenizer = trained(texts)
+    fields = {"encode": tokenizer, "length": ROW_TOKENS}
+    sources = {
+        packing: PackedSource(source, packing=packing, shuffle=True, **fields)
+        for packing in ("best_fit", "concat")
+    }
+
+    def alone() -> None:
+        for start in range(0, len(texts), 256):
+            for encoding in tokenizer.encode_batch(texts[start : start + 256]):
+                np.array(encoding.ids, np.int32)
+
+    def counted() -> None:
+        counts = options.data_dir / benchmark_data.DOCSTRINGS / "1.0.0" / ".token_counts"
+        shutil.rmtree(counts)
+        PackedSource(source, **fields)
+
+    def resumed(row: int) -> Callable[[], None]:
+        packed = sources["concat"]
+
+        def run() -> None:
+            packed.seek(Cursor(0, row))
+            jax.block_until_ready(packed.get_batch(1))
+
+        return run
+
+    def comparisons() -> Iterator[Comparison]:
+        for packing, packed in sources.items():
+            ours = epoch_of_ours(packed)
+            yield in_turn(
+                f"an epoch of rows, {packing}, against Grain",
+                ours,
+                epoch_of_grain(texts, tokenizer.encode, packing),
+                target=3,
+                rounds=options.rounds,
+            )
+            yield in_turn(
+                f"an epoch of rows, {packing}, against the tokenizer alone",
+                ours,
+                alone,
+                target=0.8,
+                rounds=options.rounds,
+            )
+        yield in_turn(
+            "counting the tokens, against the tokenizer alone",
+            counted,
+            alone,
+            target=0.8,
+            rounds=options.rounds,
+        )
+        last = len(sources["concat"]) - 1
+        yield in_turn(
+            "resuming at the last row, against the first",
+            resumed(last),
+            resumed(0),
+            target=0.9,
+            rounds=4 * options.rounds,
+        )
+
+    notes = [
+        f"{packing}: {len(packed):,} rows of {ROW_TOKENS:,}, {packed.padding:.3%} padding"
+        for packing, packed in sources.items()
+    ]
+    notes.append(f"{len(texts):,} documents, {sources['concat'].tokens:,} tokens")
+    show("Packed text", comparisons(), notes, options.out / "packed_text")
+
+
+if __name__ == "__main__":
+    main()
