@@ -226,6 +226,19 @@ class TestChoices:
         expected = rows_of([encode(text.encode().upper().decode()) for text in TEXTS], "concat")
         assert equal(source.get_records(np.arange(len(source))), expected)
 
+    def test_texts_that_a_filter_keeps(self, packed):
+        import tensorflow as tf
+
+        kept = [ids for ids in DOCUMENTS if len(ids) > 9]
+        source = packed(
+            stream={"filter_fn": lambda record: tf.strings.length(record["text"]) > 9},
+            shuffle=False,
+        )
+        expected = rows_of(kept, "concat")
+        assert equal(source.get_records(np.arange(len(source))), expected)
+        with refused(StateMismatchError, "fingerprint"):
+            source.set_state(packed(shuffle=False).get_state())
+
     @pytest.mark.parametrize("how", [
         lambda text: np.array(encode(text), np.int64),
         lambda text: np.array(encode(text), np.uint16),

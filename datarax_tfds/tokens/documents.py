@@ -45,10 +45,6 @@ class Documents:
         self._subject = subject
         _require_text(reader, feature, subject)
         self._path = feature.split("/")
-        leaves = jax.tree.leaves(reader.spec)
-        # Otherwise the decoder takes one record at a time.
-        fixed = all(None not in leaf.shape for leaf in leaves)
-        self._at_once = fixed and not any(getattr(leaf, "ragged", False) for leaf in leaves)
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
         self._kept_tokens = 0
         self._lock = threading.Lock()
@@ -96,9 +92,9 @@ class Documents:
                 self._kept_tokens -= len(dropped)
 
     def _contents(self, numbers: np.ndarray) -> list[bytes]:
-        size = len(numbers) if self._at_once else 1
+        size = max(len(numbers), 1) if self.reader.takes_many else 1
         contents: list[bytes] = []
-        for start in range(0, len(numbers), max(size, 1)):
+        for start in range(0, len(numbers), size):
             column: Any = self.reader.read(numbers[start : start + size])
             for name in self._path:
                 column = column[name]
