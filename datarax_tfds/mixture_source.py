@@ -43,7 +43,7 @@ _MAX_NAMED = 8  # parts in the name of a mixture
 class MixtureConfig:
     """What pipelines and users look up in `source.config` of a mixture."""
 
-    map_fn: Any
+    mapped_by: str | None
     host_keys: frozenset[str] | None
     batch_stats_fn: None = None
     precomputed_stats: None = None
@@ -140,8 +140,8 @@ class MixtureSource(Source[MixtureRecords]):
         self.sampler = Sampler(order, self._seed)
         self._absent = self._absent_from(Cursor())
         on_host = {key for part in present.values() for key in part.config.host_keys or ()}
-        maps = next((each for part in present.values() if (each := part.config.map_fn)), None)
-        self.config = nnx.static(MixtureConfig(maps, frozenset(on_host) or None))
+        mapped_by = next((by for part in present.values() if (by := part.config.mapped_by)), None)
+        self.config = nnx.static(MixtureConfig(mapped_by, frozenset(on_host) or None))
         self.draws = any(part.draws for part in present.values())
         if order.records >= 2**31 and any(map(_is_eager, present.values())):
             raise refused(

@@ -50,7 +50,7 @@ class PackedConfig:
     shuffle: bool
     seed: int
     cacheable: bool
-    map_fn: None = None
+    mapped_by: None = None
     host_keys: None = None
     batch_stats_fn: None = None
     precomputed_stats: None = None
@@ -384,9 +384,10 @@ def _require_arguments(
 def _reading(
     config: TFDSStreamingConfig, split: Split, feature: Any, subject: str
 ) -> TFDSStreamingConfig:
-    """The config that reads the feature, and nothing else unless a `map_fn` makes it."""
-    if config.map_fn is not None:
-        return dataclasses.replace(config, host_keys=None)
+    """The config that reads the feature, unpadded, and nothing else unless a function makes it."""
+    config = dataclasses.replace(config, host_keys=None, pad_to=None, truncate=None)
+    if config.mapped_by is not None:
+        return config
     top = str(feature).split("/")[0]
     if top not in split.info.features:
         near = nearest(top, split.info.features)
@@ -404,7 +405,6 @@ def _reading(
         config,
         include_keys={top},
         exclude_keys=None,
-        host_keys=None,
         as_supervised=False,
         decoders=decoders,
     )
@@ -416,8 +416,8 @@ def _require_repeatable(reader: RecordReader, subject: str) -> None:
             ValueError,
             subject,
             "texts must be the same in every epoch, because their tokens are counted once.",
-            map_fn="takes a seed",
-            fix="use a map_fn without a seed",
+            random=f"{reader.random_by} takes random numbers",
+            fix=f"use a {reader.random_by} without random numbers",
         )
 
 

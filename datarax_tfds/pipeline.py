@@ -107,8 +107,8 @@ class Pipeline(nnx.Module):
         require("Pipeline", rngs=rngs)
         graph = chain(stages) if _graph is None else _graph
         check_batch_size(batch_size, source.sharding)
-        mapped = source.config.map_fn is not None
-        require_arrays(source.element_spec(), source.name, mapped=mapped)
+        mapped_by = source.config.mapped_by
+        require_arrays(source.element_spec(), source.name, mapped_by=mapped_by)
         self.source = source
         self.stages = nnx.List(stages)
         self.batch_size = int(batch_size)
@@ -184,8 +184,8 @@ class Pipeline(nnx.Module):
         added = {MASK: self.schedule.remainder == "pad", NUMBER: self.record_numbers}
         taken = {*source.element_spec(), *(source.config.host_keys or ())}
         for name in (name for name, adds in added.items() if adds and name in taken):
-            rid = "let map_fn name that feature otherwise"
-            if source.config.map_fn is None:
+            rid = f"let {source.config.mapped_by} name that feature otherwise"
+            if source.config.mapped_by is None:
                 rid = f"leave that feature out with exclude_keys={{{name!r}}}"
             raise refused(
                 ValueError,

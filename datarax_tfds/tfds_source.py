@@ -214,7 +214,7 @@ def _suits_the_devices(
     if not reader.holds_arrays:
         return False, "the records are not all of one shape, or hold text"
     if reader.stochastic:
-        return False, "map_fn changes the records from epoch to epoch"
+        return False, f"{reader.random_by} changes the records from epoch to epoch"
     if config.access == "sequential":
         return False, "access is sequential"
     if is_wide(reader.length):

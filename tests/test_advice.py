@@ -17,6 +17,7 @@ import test_advice_mixtures
 import test_advice_packed
 import test_advice_records
 import test_advice_stores
+import test_advice_transforms
 from advice import Row, sites
 from checkout import MODULES, ROOT
 
@@ -30,6 +31,7 @@ TABLES = (
     test_advice_packed,
     test_advice_records,
     test_advice_stores,
+    test_advice_transforms,
 )
 ROWS: list[Row] = [row for table in TABLES for row in table.ROWS]
 

@@ -379,8 +379,8 @@ def resumed_with_factors(u, saved, now):
 
 STATES += [
     Row(
-        "map_fn, or a decoder, computes something else than in the run that was saved, so that the"
-        " records differ from here on.",
+        "map_fn, transform or a decoder computes something else than in the run that was saved, so"
+        " that the records differ from here on.",
         "if you did not change that code on purpose, look for a value that differs from run to run"
         " (a random number or a time taken when a module is imported, or the order of a set), and"
         " make it the same in every run, for example by a fixed seed",

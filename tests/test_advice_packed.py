@@ -203,7 +203,7 @@ ROWS = [
     ),
     Row(
         "texts must be the same in every epoch, because their tokens are counted once.",
-        "use a map_fn without a seed",
+        "use a map_fn without random numbers",
         lambda u: pack(u, {"map_fn": drawn}),
         lambda u: pack(u, {"map_fn": lambda record: {"text": record["text"]}}),
     ),

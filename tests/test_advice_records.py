@@ -213,18 +213,20 @@ FEATURES = [
     ),
     Row(
         "feature 'photo' varies in shape from record to record.",
-        "use exclude_keys={'photo'}, or return numbers of one shape from map_fn, as"
-        " tf.image.resize(x, [224, 224])",
+        "pad it, with pad_to={'photo': (224, 224, 3)}; or use exclude_keys={'photo'}, or return"
+        " numbers of one shape from map_fn, as tf.image.resize(x, [224, 224])",
         lambda u: of_text(u, "photo", "label"),
+        lambda u: of_text(u, "photo", "label", pad_to={"photo": (224, 224, 3)}),
         lambda u: u.batch(name="text", exclude_keys={"text", "photo", "tokens", "wide"}),
         lambda u: mapped_text(u, resized),
     ),
     Row(
         "feature 'tokens' varies in shape from record to record.",
-        "use exclude_keys={'tokens'}, or return numbers of one shape from map_fn, as"
-        " tf.ensure_shape(x, [8]), with the sizes that it always has; or, where they vary, padded"
-        " and cut, as tf.ensure_shape(tf.pad(x, [[0, 8]])[:8], [8])",
+        "pad it, with pad_to={'tokens': 8}; or use exclude_keys={'tokens'}, or return numbers of"
+        " one shape from map_fn, as tf.ensure_shape(x, [8]), with the sizes that it always has; or,"
+        " where they vary, padded and cut, as tf.ensure_shape(tf.pad(x, [[0, 8]])[:8], [8])",
         lambda u: of_text(u, "tokens", "label"),
+        lambda u: of_text(u, "tokens", "label", pad_to={"tokens": 8}),
         lambda u: u.batch(name="text", exclude_keys={"text", "photo", "tokens", "wide"}),
         lambda u: mapped_text(u, first_tokens),
         lambda u: mapped_text(u, padded_tokens),
@@ -259,9 +261,12 @@ FEATURES = [
     ),
     Row(
         "feature 'photo' varies in shape from record to record.",
-        "let map_fn leave it out, or return numbers of one shape for it, as"
-        " tf.image.resize(x, [224, 224])",
+        "pad it, with pad_to={'photo': (224, 224, 3)}; or let map_fn leave it out, or return"
+        " numbers of one shape for it, as tf.image.resize(x, [224, 224])",
         lambda u: mapped_text(u, lambda record: {"photo": record["photo"]}),
+        lambda u: mapped_text(
+            u, lambda record: {"photo": record["photo"]}, pad_to={"photo": (224, 224, 3)}
+        ),
         lambda u: mapped_text(u, lambda record: {"label": record["label"]}),
         lambda u: mapped_text(u, resized),
     ),

@@ -8,7 +8,9 @@ from pathlib import Path
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import pytest
+import tensorflow_datasets as tfds
 from checkout import MODULES, ROOT
+from tfds_datasets import detection_features, detection_record, store
 
 import datarax_tfds
 from datarax_tfds.order.order import Order
@@ -18,7 +20,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 CHECKPOINT = {"DataSave", "DataRestore", "DataCheckpointable", "latest_valid_step"}
 
 
-def programs(page: Path, data_dir: Path) -> list[str]:
+def programs(page: Path, data_dir: Path, tmp_path: Path) -> list[str]:
     """Those of a page; only what names the dataset is another, since the test has no network."""
     found = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     here = f'"tiny", data_dir={str(data_dir)!r}'
@@ -26,6 +28,11 @@ def programs(page: Path, data_dir: Path) -> list[str]:
     rows = ('name="lm1b"', f"name={here}".replace("tiny", "text", 1)), ("length=2048", "length=4")
     for written, run in rows:
         found = [program.replace(written, run) for program in found]
+    if any("coco/2017" in program for program in found):
+        records = map(detection_record, range(8))
+        store(tmp_path, "detection", detection_features(tfds.features), records)
+        here = f'name="detection", data_dir={str(tmp_path)!r}'
+        found = [program.replace('name="coco/2017"', here) for program in found]
     first = f'from_tfds("tiny", "train", data_dir={str(data_dir)!r},'
     return [program.replace('from_tfds("mnist", "train",', first) for program in found]
 
@@ -38,7 +45,7 @@ def test_the_programs_of_a_page_run_one_after_the_other(page, data_dir, tmp_path
     with ocp.CheckpointManager(tmp_path, options=options) as manager:
         names = {"train_step": steps.append, "manager": manager, "model": {"w": jnp.zeros(2)}}
         names["directory"] = tmp_path / "another"
-        for program in programs(page, data_dir):
+        for program in programs(page, data_dir, tmp_path / "written"):
             exec(program, names)
     assert bool(steps) is ("train_step" in page.read_text())
 

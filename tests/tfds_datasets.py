@@ -10,6 +10,7 @@ import numpy as np
 
 TINY_TRAIN = 97  # a prime: no batch size and no number of devices divides it
 TINY_TEST = 13
+MOST_OBJECTS = 4
 EQUAL = 40
 LARGE = 80
 
@@ -39,6 +40,31 @@ def every_dtype(number: int) -> dict[str, Any]:
         "sequence": rng.integers(0, 9, 3),
         "zlib": rng.integers(0, 256, (2, 2)).astype(np.uint8),
         "empty": np.zeros((0,), np.float32),
+    }
+
+
+def detection_record(number: int) -> dict[str, Any]:
+    """An image of any size, with any number of objects, as in COCO."""
+    rng = np.random.default_rng(number)
+    objects = [
+        {
+            "bbox": np.float32([*rng.uniform(0, 0.4, 2), *rng.uniform(0.5, 1, 2)]),
+            "label": int(rng.integers(80)),
+            "is_crowd": bool(rng.integers(2)),
+        }
+        for _ in range(number % (MOST_OBJECTS + 1))
+    ]
+    image = rng.integers(1, 256, (3 + number % 7, 9 - number % 5, 3), np.uint8)
+    return {"id": number, "image": image, "objects": objects}
+
+
+def detection_features(of: Any) -> dict[str, Any]:
+    """The features of `detection_record`; `of` is `tfds.features`."""
+    objects = {"bbox": of.BBoxFeature(), "label": of.ClassLabel(num_classes=80)}
+    return {
+        "id": np.int64,
+        "image": of.Image(shape=(None, None, 3)),
+        "objects": of.Sequence(objects | {"is_crowd": np.bool_}),
     }
 
 

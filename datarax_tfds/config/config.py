@@ -43,6 +43,9 @@ class _SourceConfig:
     shuffle: bool = field(default=False, metadata=_ORDER)
     _: KW_ONLY  # fields that are not among those of datarax
     map_fn: Callable[..., Any] | None = None
+    transform: Any = None
+    pad_to: Mapping[str, Any] | None = None
+    truncate: Set[str] | None = None
     decoders: Mapping[str, Any] | PartialDecoding | None = None
     allow_stateful_map_fn: bool = False
     host_keys: Set[str] | None = None
@@ -122,6 +125,20 @@ class _SourceConfig:
                 if getattr(self, name) not in (None, "tensorflow"):
                     problem = f"{name} is set, but there is no filter_fn."
                     raise self._refused(name, problem, fix=f"pass filter_fn, or leave {name} out")
+        unpadded = sorted((self.truncate or frozenset()) - set(self.pad_to or ()))
+        if unpadded:
+            problem = f"truncate must name what pad_to pads, got {', '.join(map(repr, unpadded))}."
+            fix = f"leave truncate out, or use pad_to={{{unpadded[0]!r}: 8}}, too"
+            raise self._refused("truncate", problem, fix=fix)
+
+    @property
+    def mapped_by(self) -> str | None:
+        """The field with the function of the user that makes the records: the last one that is set
+        of `map_fn` and `transform`.
+        """
+        if self.transform is not None:
+            return "transform"
+        return None if self.map_fn is None else "map_fn"
 
     def _refused(self, name: str, problem: str, *, fix: str) -> Exception:
         return Field(type(self).__name__, name, getattr(self, name)).refusal(problem, fix=fix)
@@ -187,13 +204,22 @@ class TFDSEagerConfig(_SourceConfig):
             of the free memory of each device.
         map_fn: A TensorFlow function from record to record, run where records are decoded:
             `map_fn({"image": ..., "label": ...})` returns a dict of tensors of fixed shapes.
+        transform: A Python function from record to record, run after `map_fn` in the threads that
+            decode: `transform({"image": ..., "label": ...})` gets NumPy arrays, and returns a dict
+            of values that NumPy makes arrays of. Or an object with a method `map`, as Grain's
+            transforms.
+        pad_to: Pads parts of a record that vary in size, after `map_fn` and `transform`, as
+            `{"objects": 100, "image": (640, 640, 3)}`. A length pads the first axis of a part, or
+            of all parts in a dict, and adds an int32 `objects_length`; a shape pads all axes, and
+            adds an int32[3] `image_shape`. A record that is larger is an error.
+        truncate: Which names of `pad_to` are cut if they are larger.
         decoders: Decoders that replace those of TFDS, by feature, as
             `{"image": tfds.decode.SkipDecoding()}` for a `map_fn` that decodes the image itself; or
             a `tfds.decode.PartialDecoding`, which can also leave out parts of nested features.
-        allow_stateful_map_fn: Whether to accept a `map_fn`, or decoders, whose results depend on
-            variables, the clock, random numbers without a seed, Python functions or the like. After
-            a resume the same records are read, but their values may differ. Set it only if it is
-            needed: a state that was saved with it can be restored only with it.
+        allow_stateful_map_fn: Whether to accept a `map_fn`, `transform` or decoders whose results
+            depend on variables, the clock, random numbers without a seed, Python functions or the
+            like. After a resume the same records are read, but their values may differ. Set it only
+            if it is needed: a state that was saved with it can be restored only with it.
         host_keys: Features that stay on the host, such as ids to match predictions with. In a
             batch, each is a NumPy array of the rows on the devices of this process, with text as
             bytes. Stages, compiled functions and `collect_to_array` do not get them. Every process
@@ -274,6 +300,10 @@ class TFDSStreamingConfig(_SourceConfig):
             int32[2] for `tf.random.stateless_*`, which is the same for the same record in the same
             epoch, on any number of hosts and after any resume. The seed goes to the parameter named
             `seed`, or to the second parameter if that has no default.
+        transform: See `TFDSEagerConfig`. It may also be random: `transform(record, rng)` gets a
+            `numpy.random.Generator` of its own for each record and epoch, as does the method
+            `random_map` of an object. It goes to the parameter named `rng`, or to the second
+            parameter if that has no default.
         host_keys: See `TFDSEagerConfig`. For a batch, a process decodes only the records in the
             rows of its own devices, these features included.
         max_corrupt_records: See `TFDSEagerConfig`. A `map_fn` that fails on a sound record is an

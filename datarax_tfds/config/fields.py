@@ -228,6 +228,37 @@ def instance(types: Any, words: str, *, fix: str) -> Callable[[Field], Any]:
     return check
 
 
+def _transform(field: Field) -> Any:
+    """A function of a record, or an object with the method of a transform of Grain."""
+    value = field.value
+    methods = [getattr(value, name, None) for name in ("random_map", "map")]
+    if not isinstance(value, type) and any(map(callable, [value, *methods])):
+        return value
+    fix = "pass a function, as transform=function"
+    if isinstance(value, type):
+        fix = f"pass an object of the class, as transform={value.__name__}()"
+    problem = "transform must be a function of a record, or an object with a method `map`."
+    raise field.refusal(problem, fix=fix)
+
+
+def _sizes(field: Field) -> dict[str, int | tuple[int | None, ...]]:
+    """A length or a shape for each feature."""
+    good: dict[str, Any] = {}
+    given = dict(field.value) if isinstance(field.value, Mapping) else {}
+    for name, size in given.items():
+        if is_integer(size, 1):
+            good[name] = int(size)
+        elif isinstance(size, list | tuple) and any(size):
+            axes = [None if axis is None else is_integer(axis, 1) and int(axis) for axis in size]
+            good |= {name: tuple(axes)} if False not in axes else {}
+    if given and good.keys() == given.keys() and all(isinstance(name, str) for name in given):
+        return good
+    raise field.refusal(
+        "pad_to must have a length, or a shape, for each name.",
+        fix="use pad_to={'objects': 100} for a length, or pad_to={'image': (640, 640, 3)}",
+    )
+
+
 _function = instance(Callable, "a function", fix="pass the function itself, as {}=function")
 _dict = instance(Mapping, "a dict", fix="pass a value for each feature, as {}={'image': ...}")
 _BY_NAME: dict[str, Callable[[Field], Any]] = {
@@ -239,6 +270,8 @@ _BY_NAME: dict[str, Callable[[Field], Any]] = {
     "seed": lambda field: check_seed(field.value),
     "prefetch_buffer": integer(0),
     "max_corrupt_records": integer(0),
+    "transform": _transform,
+    "pad_to": _sizes,
 }
 _BY_TYPE: dict[Any, Callable[[Field], Any]] = {
     bool: flag,

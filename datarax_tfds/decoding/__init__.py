@@ -2,8 +2,10 @@
 
 plan         Which features a config asks for, under which names, and how they are decoded.
 columns      Decodes the features: columns of numbers in one call, images and text one by one.
-functions/   Traces a user's `map_fn`, and refuses one that a resume would not repeat.
+functions/   Traces a user's `map_fn`, runs a `transform`, and refuses one that is not repeatable.
 decoder      Compiles columns and `map_fn` to one TensorFlow function of many records.
+padding      Finds what `pad_to` means for the records of a dataset.
+stacking     Stacks records of any size as columns, padded.
 record_spec  Gives shapes and dtypes of a record on the devices, and what stays on the host.
 reader       Reads records by number, decodes them, and replaces corrupt ones.
 """

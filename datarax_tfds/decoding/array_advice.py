@@ -1,5 +1,6 @@
 """Writes the errors about features that are not arrays, with the code that makes them arrays."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from datarax_tfds.decoding.plan import as_set
@@ -7,14 +8,16 @@ from sharding.checks import refused
 
 
 def array_refused(
-    feature: str, problem: str, spec: Any, *, subject: str, mapped: bool
+    feature: str, problem: str, spec: Any, *, subject: str, mapped_by: str | None
 ) -> ValueError:
     """The error for a feature, or a part such as `objects/label`, that is not an array of one
-    shape. `spec` is its type spec of TensorFlow or an `Unbatched`; `mapped` says whether a `map_fn`
-    returned it.
+    shape. `spec` is its type spec of TensorFlow or an `Unbatched`; `mapped_by` is the function of
+    the user that returned it, `map_fn` or `transform`.
     """
-    name, numbers = feature.split("/")[0], _as_numbers(spec)
-    if mapped:
+    name, numbers = feature.split("/")[0], dense_code(spec)
+    if mapped_by == "transform":
+        fix = f"let transform leave it out, or keep it on the host with host_keys={as_set([name])}"
+    elif mapped_by is not None:
         fix = f"let map_fn leave it out, or return numbers of one shape for it, as {numbers}"
     else:
         fix = (
@@ -23,6 +26,8 @@ def array_refused(
         )
         if name == feature and is_text(spec) and not spec.shape:
             fix = f"{fix}, or keep it on the host with host_keys={as_set([name])}"
+    if _can_be_padded(spec):
+        fix = f"pad it, with {padding_code(feature, tuple(spec.shape))}; or {fix}"
     dtype = getattr(spec, "dtype", type(spec).__name__)
     return refused(
         ValueError,
@@ -32,6 +37,20 @@ def array_refused(
         dtype=f"{dtype} (text or bytes)" if is_text(spec) else dtype,
         fix=fix,
     )
+
+
+def padding_code(feature: str, shape: Sequence[int | None]) -> str:
+    """The argument that pads a part of this shape, with example sizes for those that vary."""
+    if shape[0] is None and None not in shape[1:]:
+        return f"pad_to={{{feature!r}: 8}}"
+    example = 224 if len(shape) == 3 else 8
+    return f"pad_to={{{feature!r}: {tuple(example if size is None else size for size in shape)}}}"
+
+
+def _can_be_padded(spec: Any) -> bool:
+    shape = getattr(spec, "shape", None)
+    dense = type(spec).__name__ == "Unbatched" and not spec.ragged and not is_text(spec)
+    return dense and shape is not None and None in shape
 
 
 def why_not_an_array(spec: Any) -> str:
@@ -48,7 +67,7 @@ def is_text(spec: Any) -> bool:
     return getattr(getattr(spec, "dtype", None), "kind", None) == "O"
 
 
-def _as_numbers(spec: Any) -> str:
+def dense_code(spec: Any) -> str:
     """The code with which a `map_fn` turns a part `x` of a record into numbers of one shape."""
     kind, shape = type(spec).__name__, getattr(spec, "shape", None)
     if kind not in ("TensorSpec", "RaggedTensorSpec", "SparseTensorSpec", "Unbatched"):

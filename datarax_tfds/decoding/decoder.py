@@ -74,7 +74,7 @@ class Decoder:
         outputs: TensorFlow's type specs of a decoded record, in nested dicts.
         stochastic: Whether `map_fn` takes a seed.
         takes_many: Whether a call may decode many records, because their shapes do not vary.
-        user_code: Identifies what `map_fn` and users' decoding compute. None without such code, or
+        user_code: A digest of what `map_fn` and users' decoding compute. None without such code, or
             if it may give other results in another run.
         errors: The classes of errors that a call raises.
         bad_bytes_errors: The errors of damaged records, not of a lack of memory or the like.
@@ -109,8 +109,7 @@ class Decoder:
         of_many = _of_many(tf, decode, seed_spec, fixed=self.takes_many)
         self._trace = of_many.get_concrete_function
         self._traced: Callable[..., Any] | None = None
-        code = "+".join(filter(None, digests))
-        self.user_code = f"tensorflow {tf.__version__}: {code}" if code else None
+        self.user_code = "+".join(filter(None, digests)) or None
         # TensorFlow quotes a record in its error, which Python cannot decode if it is not text.
         self.errors: tuple[type[Exception], ...] = (tf.errors.OpError, UnicodeDecodeError)
         self.bad_bytes_errors: tuple[type[Exception], ...] = (

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, Self
@@ -15,8 +16,11 @@ from datarax_tfds.decoding.decode_failures import decode_failure, quotes_the_rec
 from datarax_tfds.decoding.decoder import decoder_of
 from datarax_tfds.decoding.device_dtypes import path_name, to_device_dtype
 from datarax_tfds.decoding.episodes import equal_steps
+from datarax_tfds.decoding.functions.transform import Transform, type_specs
+from datarax_tfds.decoding.padding import PadTo
 from datarax_tfds.decoding.plan import DecodingPlan
-from datarax_tfds.decoding.record_spec import holds_arrays, record_spec
+from datarax_tfds.decoding.record_spec import holds_arrays, record_spec, require_tensors
+from datarax_tfds.decoding.stacking import Stack
 from datarax_tfds.decoding.tensorflow_import import tensorflow
 from datarax_tfds.decoding.tfds_decoding import values_of_tfds
 from datarax_tfds.errors import DataLossError
@@ -57,9 +61,11 @@ class RecordReader:
         holds_arrays: Whether a record is made of arrays of fixed shapes, so that many can be read
             in one call.
         takes_many: Whether many records can be decoded in one call of `values`.
-        maps: Whether there is a `map_fn`.
+        mapped_by: The field of the config with the function that makes the records, if any.
+        random_by: The field with a function that takes random numbers, if any.
         stochastic: Whether `read` needs keys.
-        user_code: The `Decoder.user_code`, which identifies what users' code computes.
+        user_code: Identifies what users' code computes, with the versions that it depends on. None
+            without such code, or if it may give other results in another run.
         versions: The versions of the libraries that decode records.
 
     Raises:
@@ -89,11 +95,26 @@ class RecordReader:
             "tensorflow": tensorflow().__version__,
             "numpy": np.__version__,
         }
-        self.maps = config.map_fn is not None
-        self.stochastic = self._decoder.stochastic
-        self.user_code = self._decoder.user_code
         self.takes_many = self._decoder.takes_many
-        self.spec, self.host_spec = record_spec(self._decoder.outputs, plan)
+        self.mapped_by = config.mapped_by
+        self._transform = None if config.transform is None else Transform(config.transform)
+        self.random_by = "map_fn" if self._decoder.stochastic else None
+        if self._transform is not None and self._transform.stochastic:
+            self.random_by = "transform"
+        self.stochastic = self.random_by is not None
+        self._stack: Stack | None = None
+        outputs, versions = self._decoder.outputs, f"tensorflow {tensorflow().__version__}"
+        codes = [self._decoder.user_code]
+        if self._transform is not None or config.pad_to is not None:
+            require_tensors(outputs, plan)
+            if self._transform is not None:
+                outputs, code = self._tried(self._transform)
+                codes.append(code)
+                versions += f", python {sys.version_info.major}.{sys.version_info.minor}"
+            pad_to = PadTo(tensorflow(), outputs, config, subject)
+            self._stack, outputs = Stack(pad_to), pad_to.outputs
+        self.user_code = f"{versions}: {'+'.join(filter(None, codes))}" if any(codes) else None
+        self.spec, self.host_spec = record_spec(outputs, plan)
         self.holds_arrays = holds_arrays(self.spec)
         self.record_bytes = 0
         if self.holds_arrays:
@@ -125,7 +146,31 @@ class RecordReader:
             steps = equal_steps(tf, (values_of_tfds(plan, record, episodes) for record in sample))
         except Exception:  # of TFDS; the decoder raises it again, and names the feature
             return plan
+        padded = [f"{name}/" for name in plan.config.pad_to or ()]
+        steps = {
+            path: count
+            for path, count in steps.items()
+            if not any(name.startswith(f"{path}/") for name in padded)
+        }
         return dataclasses.replace(plan, steps=steps)
+
+    def _tried(self, transform: Transform) -> tuple[dict[str, Any], str | None]:
+        """The type specs of the first record that a transform returns, and a digest of its code."""
+
+        def first(numbers: np.ndarray) -> tuple[int, dict[str, Any]]:
+            columns = self._decode(numbers, self._bytes.read(numbers), np.zeros((1, 2), np.int32))
+            return int(numbers[0]), columns
+
+        read = partial(self.corrupt.read, np.zeros(1, np.int64), first)
+        with extend_deadlines(f"finding records of {self.subject}", measured=True):
+            number, columns = bounded(read, self.subject, self.files.slowest)
+        record, code = transform.tried(
+            _values(columns, 0),
+            partial(self._where, number),
+            allow_stateful=self._plan.config.allow_stateful_map_fn,
+            subject=self.subject,
+        )
+        return type_specs(tensorflow(), record), code
 
     def _compare_with_tfds(self) -> None:
         """Raises if we decode a feature to another value than TFDS does.
@@ -227,20 +272,45 @@ class RecordReader:
         return self._decode(numbers, self._bytes.read(numbers), None)
 
     def _read(self, numbers: np.ndarray, keys: np.ndarray | None) -> dict[str, Any]:
-        columns = self._decode(numbers, self._bytes.read(numbers), keys)
+        serialized = self._bytes.read(numbers)
+        if self._stack is None:
+            columns = self._decode(numbers, serialized, keys)
+        else:
+            records = self._records(numbers, serialized, keys)
+            columns = self._stack(records, len(numbers), lambda row: self._where(numbers[row]))
         on_host = {name: columns.pop(name) for name in self.host_spec}
         on_devices = jax.tree_util.tree_map_with_path(
             lambda path, spec, column: to_device_dtype(
                 column,
                 np.dtype(spec.dtype),
-                lambda row: (
-                    f"{self.subject}: {self.files.where(numbers[row])}, feature {path_name(path)!r}"
-                ),
+                lambda row: f"{self._where(numbers[row])}, feature {path_name(path)!r}",
             ),
             self.spec,
             columns,
         )
         return on_devices | on_host
+
+    def _where(self, number: int) -> str:
+        return f"{self.subject}: {self.files.where(number)}"
+
+    def _records(
+        self, numbers: np.ndarray, serialized: list[bytes], keys: np.ndarray | None
+    ) -> Iterator[dict[str, Any]]:
+        """Decodes and transforms records one by one. Only those of one shape are decoded in one
+        call.
+        """
+        size = len(numbers) if self.takes_many else 1
+        for start in range(0, len(numbers), size or 1):
+            part = slice(start, start + size)
+            key = None if keys is None else keys[part]
+            columns = self._decode(numbers[part], serialized[part], key, first_row=start)
+            for row, number in enumerate(numbers[part]):
+                if self._transform is None:
+                    yield jax.tree.map(lambda column, row=row: column[row, ...], columns)
+                else:
+                    where = partial(self._where, number)
+                    own = None if key is None else key[row]
+                    yield self._transform(_values(columns, row), own, where)
 
     def _decode(
         self,
@@ -273,3 +343,12 @@ class RecordReader:
             )
             # Without `from None`, the traceback would show the record that the error quotes.
             raise failure from None if quotes_the_record(error) else error
+
+
+def _values(columns: dict[str, Any], row: int) -> dict[str, Any]:
+    """The values of a record, for a function that may change them: scalars, texts and arrays."""
+
+    def value(column: np.ndarray) -> Any:
+        return column[row].copy() if column.ndim > 1 else column[row]
+
+    return jax.tree.map(value, columns)

@@ -47,29 +47,43 @@ def record_spec(
         ValueError: A feature is not an array even in a single record, its dtype is one that
             TensorFlow or NumPy cannot batch, or the host keys do not fit.
     """
-    mapped = plan.config.map_fn is not None
-    for path, output in jax.tree_util.tree_leaves_with_path(dict(outputs)):
-        _require_dtype(path_name(path), getattr(output, "dtype", None), plan)
+    require_tensors(outputs, plan)
     host = {} if is_filter(plan.config.filter_fn) else _host_spec(outputs, plan)
-    arrays = ("TensorSpec",) if mapped else ("TensorSpec", "RaggedTensorSpec")
 
-    def spec(path: Any, output: Any) -> jax.ShapeDtypeStruct | Unbatched:
-        shape, kind = getattr(output, "shape", None), type(output).__name__
-        if kind not in arrays or shape is None or shape.rank is None:
-            problem = why_not_an_array(output)
-            raise array_refused(
-                path_name(path), problem, output, subject=plan.subject, mapped=mapped
-            )
+    def spec(output: Any) -> jax.ShapeDtypeStruct | Unbatched:
         dtype = np.dtype(output.dtype.as_numpy_dtype)
-        sizes = tuple(shape.as_list())
+        sizes = tuple(output.shape.as_list())
         if dtype.kind != "O":
             dtype = jax.dtypes.canonicalize_dtype(dtype)
             if None not in sizes:
                 return jax.ShapeDtypeStruct(sizes, dtype)
-        return Unbatched(sizes, dtype, ragged=kind == "RaggedTensorSpec")
+        return Unbatched(sizes, dtype, ragged=type(output).__name__ == "RaggedTensorSpec")
 
     on_devices = {name: output for name, output in outputs.items() if name not in host}
-    return jax.tree_util.tree_map_with_path(spec, on_devices), host
+    return jax.tree.map(spec, on_devices), host
+
+
+def require_tensors(outputs: Mapping[str, Any], plan: DecodingPlan) -> None:
+    """Refuses what is not an array, or with TFDS's own features a ragged one, in a single record.
+
+    Raises:
+        ValueError: The message names the feature.
+    """
+    mapped = plan.config.map_fn is not None
+    leaves = jax.tree_util.tree_leaves_with_path(dict(outputs))
+    for path, output in leaves:
+        _require_dtype(path_name(path), getattr(output, "dtype", None), plan)
+    arrays = ("TensorSpec",) if mapped else ("TensorSpec", "RaggedTensorSpec")
+    for path, output in leaves:
+        shape = getattr(output, "shape", None)
+        if type(output).__name__ not in arrays or shape is None or shape.rank is None:
+            raise array_refused(
+                path_name(path),
+                why_not_an_array(output),
+                output,
+                subject=plan.subject,
+                mapped_by="map_fn" if mapped else None,
+            )
 
 
 def _require_dtype(feature: str, dtype: Any, plan: DecodingPlan) -> None:
@@ -126,8 +140,9 @@ def _host_spec(outputs: Mapping[str, Any], plan: DecodingPlan) -> dict[str, Unba
     return host
 
 
-def require_arrays(spec: Mapping[str, Any], subject: str, *, mapped: bool = False) -> None:
-    """Refuses records that cannot be rows of a `jax.Array`.
+def require_arrays(spec: Mapping[str, Any], subject: str, *, mapped_by: str | None = None) -> None:
+    """Refuses records that cannot be rows of a `jax.Array`. `mapped_by` is the function of the user
+    that made them.
 
     Raises:
         ValueError: A feature holds text or bytes, or its shape varies from record to record.
@@ -136,7 +151,7 @@ def require_arrays(spec: Mapping[str, Any], subject: str, *, mapped: bool = Fals
         problem = "varies in shape from record to record"
         if is_text(leaf):
             problem = "is text, which a JAX array cannot hold"
-        raise array_refused(path_name(path), problem, leaf, subject=subject, mapped=mapped)
+        raise array_refused(path_name(path), problem, leaf, subject=subject, mapped_by=mapped_by)
 
 
 def holds_arrays(spec: Mapping[str, Any]) -> bool:

@@ -60,14 +60,14 @@ class EagerRecords:
     """
 
     def __init__(self, reader: Reader, *, batch: Placement, layout: LayoutChoice, strata: int = 1):
-        require_arrays(reader.spec, reader.subject, mapped=reader.maps)
+        require_arrays(reader.spec, reader.subject, mapped_by=reader.mapped_by)
         if reader.stochastic:
             raise refused(
                 ValueError,
                 reader.subject,
-                "records are decoded once, so a random map_fn cannot change them from epoch to"
-                " epoch.",
-                map_fn="takes a seed",
+                f"records are decoded once, so a random {reader.random_by} cannot change them from"
+                " epoch to epoch.",
+                random=f"{reader.random_by} takes random numbers",
                 fix="use a TFDSStreamingSource, or a random stage of the Pipeline",
             )
         self.length = reader.length

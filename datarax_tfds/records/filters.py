@@ -130,4 +130,5 @@ def _function_of(config: AnyConfig) -> Callable[..., Any]:
 
 def _config_for(config: AnyConfig, function: FilterFn, *, map_fn: FilterFn | None) -> AnyConfig:
     """How records are decoded for a filter: as for `map_fn`. The marked `filter_fn` says so."""
-    return dataclasses.replace(config, map_fn=map_fn, filter_fn=function, max_corrupt_records=0)
+    other = {"transform": None, "pad_to": None, "truncate": None, "max_corrupt_records": 0}
+    return dataclasses.replace(config, map_fn=map_fn, filter_fn=function, **other)

@@ -40,8 +40,9 @@ class JoinedReader:
         self.spec, self.host_spec = readers[0].spec, readers[0].host_spec
         self.record_bytes = readers[0].record_bytes
         self.holds_arrays = readers[0].holds_arrays
+        self.random_by = next((by for reader in readers if (by := reader.random_by)), None)
         self.reach = min(reader.reach for reader in readers)
-        self.maps = any(reader.maps for reader in readers)
+        self.mapped_by = next((by for reader in readers if (by := reader.mapped_by)), None)
         self.stochastic = any(self._stochastic)
 
     def holds(self, numbers: np.ndarray) -> np.ndarray:

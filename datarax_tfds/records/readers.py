@@ -28,7 +28,8 @@ class Reader(Protocol):
     record_bytes: int
     fan_out: int  # in how many calls, of other readers, `read` decodes what it is given
     holds_arrays: bool
-    maps: bool
+    mapped_by: str | None
+    random_by: str | None
     stochastic: bool
 
     def holds(self, numbers: np.ndarray) -> np.ndarray: ...

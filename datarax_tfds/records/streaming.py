@@ -41,7 +41,7 @@ class StreamingRecords:
         decoded: Returns the records that the reader reads, or those that are kept.
 
     Raises:
-        ValueError: `cacheable` is set, and `map_fn` is random.
+        ValueError: `cacheable` is set, and `map_fn` or `transform` is random.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class StreamingRecords:
         Raises:
             ValueError: The records cannot be rows of an array.
         """
-        require_arrays(self.spec, self.reader.subject, mapped=self.reader.maps)
+        require_arrays(self.spec, self.reader.subject, mapped_by=self.reader.mapped_by)
         require_same_widths(self.spec, self.reader.subject)
 
         def placed(rows: PendingRows) -> BatchInputs:
@@ -147,10 +147,10 @@ def _cache_of(reader: Reader) -> RecordCache | None:
         raise refused(
             ValueError,
             reader.subject,
-            "records that are kept cannot change from epoch to epoch, as map_fn asks.",
+            f"records that are kept cannot change from epoch to epoch, as {reader.random_by} asks.",
             cacheable=True,
-            map_fn="takes a seed",
-            fix="use cacheable=False, or a random stage of the Pipeline in place of map_fn",
+            fix="use cacheable=False, or a random stage of the Pipeline in place of"
+            f" {reader.random_by}",
         )
     if not reader.holds_arrays:
         return None

@@ -68,7 +68,7 @@ class SourceConfig(Protocol):
     def cacheable(self) -> bool: ...
 
     @property
-    def map_fn(self) -> Any: ...  # None if records are as TFDS decodes them
+    def mapped_by(self) -> str | None: ...  # None if records are as TFDS decodes them
 
     @property
     def host_keys(self) -> Set[str] | None: ...

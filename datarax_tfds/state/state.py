@@ -153,8 +153,8 @@ def _warn_of_other_code(saved: str | None, now: str | None, subject: str) -> Non
         "%s",
         error_message(
             subject,
-            "map_fn, or a decoder, computes something else than in the run that was saved, so that"
-            " the records differ from here on.",
+            "map_fn, transform or a decoder computes something else than in the run that was saved,"
+            " so that the records differ from here on.",
             user_code=f"saved {saved!r}, now {now!r}",
             fix="if you did not change that code on purpose, look for a value that differs from run"
             " to run (a random number or a time taken when a module is imported, or the order of a"

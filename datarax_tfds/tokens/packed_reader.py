@@ -30,7 +30,8 @@ class PackedReader:
 
     fan_out = 1
     holds_arrays = True
-    maps = False
+    mapped_by: str | None = None
+    random_by: str | None = None
     stochastic = False
 
     def __init__(

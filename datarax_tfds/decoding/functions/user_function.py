@@ -19,7 +19,7 @@ def traceable(tf: Any, function: Callable[..., Any]) -> Any:
     second argument of the `tf.function`, which returns other mappings as dicts.
     """
     plain = tf.autograph.experimental.do_not_convert(as_dicts)
-    seed = _seed_parameter(function)
+    seed = random_parameter(function, "seed")
     second = [each.name for each in _parameters(function)[1:2] if each.kind in _BY_PLACE]
 
     def by_name(record: Any, seed: Any) -> Any:
@@ -37,7 +37,7 @@ def traceable(tf: Any, function: Callable[..., Any]) -> Any:
 
 def takes_a_seed(map_fn: Callable[..., Any]) -> bool:
     """Whether a function takes a seed besides the record."""
-    return _seed_parameter(map_fn) is not None
+    return random_parameter(map_fn, "seed") is not None
 
 
 def hides_its_parameters(map_fn: Callable[..., Any]) -> bool:
@@ -70,17 +70,17 @@ def as_dicts(value: Any) -> Any:
     return value
 
 
-def _seed_parameter(map_fn: Callable[..., Any]) -> inspect.Parameter | None:
-    """The parameter that takes the seed: the one named `seed`, unless it is the first parameter;
-    else the second parameter, if it has no default.
+def random_parameter(function: Callable[..., Any], name: str) -> inspect.Parameter | None:
+    """The parameter that takes the seed, or the generator: the one of this name, unless it is the
+    first parameter; else the second parameter, if it has no default.
     """
-    others = _parameters(map_fn)[1:]
+    others = _parameters(function)[1:]
     second = [each for each in others[:1] if each.kind in _BY_PLACE]
-    named = [each for each in others if each.name == "seed" and each.kind in _BY_NAME]
-    if isinstance(map_fn, functools.partial) and "seed" in map_fn.keywords:
-        named = []  # the seed is already set
+    named = [each for each in others if each.name == name and each.kind in _BY_NAME]
+    if isinstance(function, functools.partial) and name in function.keywords:
+        named = []  # it is already set
     required = [each for each in second if each.default is each.empty]
-    found = [each for each in second if each.name == "seed"] + named + required
+    found = [each for each in second if each.name == name] + named + required
     return found[0] if found else None
 
 

@@ -1,0 +1,141 @@
+"""Stacks records as the columns of a batch, and pads what varies in size."""
+
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+from datarax_tfds.decoding.array_advice import padding_code
+from datarax_tfds.decoding.device_dtypes import path_name
+from datarax_tfds.decoding.padding import Entry, Leaf, PadTo, with_value
+from sharding.checks import refused
+
+_Where = Callable[[int], str]
+
+
+class Stack:
+    """Stacks records as columns. What `pad_to` names is padded with zeros, or with empty texts.
+
+    Args:
+        pad_to: The parts of a record, and their sizes.
+    """
+
+    def __init__(self, pad_to: PadTo):
+        self._leaves, self._entries = pad_to.leaves, pad_to.entries
+        self._structure = pad_to.structure
+
+    def __call__(self, records: Iterable[Any], rows: int, where: _Where) -> dict[str, Any]:
+        """Stacks `rows` records; only one if the shape of some part still varies.
+
+        Args:
+            records: NumPy arrays and texts, nested as they were before they are padded.
+            rows: How many there are.
+            where: Names the record in a row, for messages.
+
+        Returns:
+            Arrays `[rows, ...]`, nested as `pad_to.outputs`.
+
+        Raises:
+            ValueError: A record is larger than `pad_to`, or has other names, dtypes or shapes than
+                the first one.
+        """
+        columns = [leaf.column(rows) for leaf in self._leaves]
+        sizes = [np.zeros((rows, *entry.noted), np.int32) for entry in self._entries]
+        for row, record in enumerate(records):
+            values = self._checked(record, where, row)
+            for place, (leaf, value) in enumerate(zip(self._leaves, values, strict=True)):
+                if (column := columns[place]) is None:
+                    columns[place] = value[np.newaxis]
+                elif leaf.entry is None:
+                    column[row] = value[()]
+            for entry, noted in zip(self._entries, sizes, strict=True):
+                noted[row] = self._pad(entry, columns, values, where, row)
+        stacked: Any = self._structure.unflatten(columns)
+        for entry, noted in zip(self._entries, sizes, strict=True):
+            stacked = with_value(stacked, entry.place, noted)
+        return stacked
+
+    def _pad(
+        self,
+        entry: Entry,
+        columns: list[Any],
+        values: list[np.ndarray],
+        where: _Where,
+        row: int,
+    ) -> Any:
+        """Writes the parts of an entry into a row of their columns; returns the size to note."""
+        found: dict[str, Any] = {}
+        for place in entry.leaves:
+            leaf, value = self._leaves[place], values[place]
+            if not entry.truncate and any(map(operator.gt, value.shape, leaf.shape)):
+                raise self._too_large(entry, leaf, value.shape, where(row))
+            kept = tuple(map(min, value.shape, leaf.shape))
+            part = tuple(map(slice, kept))
+            columns[place][(row, *part)] = value[part]
+            found[leaf.name] = value.shape[0] if entry.noted == () else kept
+        if len(set(found.values())) > 1:
+            raise refused(
+                ValueError,
+                where(row),
+                f"the parts of {entry.name!r} differ in length.",
+                lengths=", ".join(f"{name} {length}" for name, length in found.items()),
+                fix=f"name each part, as pad_to={dict.fromkeys(found, entry.sizes)}",
+            )
+        size = next(iter(found.values()))
+        return min(size, entry.sizes) if isinstance(entry.sizes, int) else size
+
+    def _checked(self, record: Any, where: _Where, row: int) -> list[np.ndarray]:
+        """The arrays of a record, which must have the names, dtypes and shapes of the first one."""
+        values, structure = jax.tree.flatten(record)
+        if structure != self._structure:
+            names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(record)]
+            first = [leaf.name for leaf in self._leaves]
+            facts = {"features": ", ".join(names), "first": ", ".join(first)}
+            raise self._other(where(row), "other names", facts, padding_code("x", (None,)))
+        for leaf, value in zip(self._leaves, values, strict=True):
+            if not leaf.fits(value):
+                facts = {
+                    "feature": leaf.name,
+                    "got": f"{value.dtype}{list(value.shape)}",
+                    "first": f"{leaf.dtype}{leaf.spec.shape.as_list()}",
+                }
+                raise self._other(
+                    where(row), "another dtype or shape", facts, _padded(leaf, value.shape)
+                )
+        return values
+
+    def _other(self, where: str, what: str, facts: dict[str, str], padded: str) -> ValueError:
+        return refused(
+            ValueError,
+            where,
+            f"transform gives this record {what} than the first one.",
+            **facts,
+            fix="let transform return the same names, dtypes and shapes for every record, as"
+            f" np.asarray(x, np.float32); pad what varies in size, as {padded}",
+        )
+
+    def _too_large(
+        self, entry: Entry, leaf: Leaf, shape: tuple[int, ...], where: str
+    ) -> ValueError:
+        large = {"shape": shape} if entry.noted else {"length": shape[0]}
+        needed = tuple(map(max, shape, leaf.shape)) if entry.noted else shape[0]
+        return refused(
+            ValueError,
+            where,
+            f"feature {leaf.name!r} is larger than pad_to allows.",
+            **large,
+            pad_to=f"{{{entry.name!r}: {entry.sizes}}}",
+            fix=f"use pad_to={{{entry.name!r}: {needed}}} or more, or cut what is longer, with"
+            f" truncate={{{entry.name!r}}}",
+        )
+
+
+def _padded(leaf: Leaf, shape: tuple[int, ...]) -> str:
+    """The argument that pads a part in those axes in which a record differs."""
+    axes: list[int | None] = [None]
+    if len(shape) == len(leaf.shape) and shape != leaf.shape:
+        both = zip(shape, leaf.shape, strict=True)
+        axes = [size if size == first else None for size, first in both]
+    return padding_code(leaf.name, axes)
