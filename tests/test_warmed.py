@@ -36,6 +36,13 @@ def test_a_copy_finds_what_a_new_process_finds(tmp_path, is_script):
     assert copy.stderr == new.stderr.decode() == ""
 
 
+def test_what_test_modules_import_does_not_keep_processes_from_being_copies():
+    """They may set variables, as scikit-learn does. In a run of all tests, all were imported."""
+    process = warmed.Popen(command(""))
+    assert process.wait(GUARD_S) == 0
+    assert not isinstance(process, subprocess.Popen)
+
+
 @pytest.mark.parametrize(
     ("code", "status", "said"),
     [
