@@ -14,6 +14,7 @@ import tfds_datasets
 from checkout import run
 from conftest import shardings
 from contract import N
+from pairs import all_pairs
 from refusals import check_message, refused
 
 from datarax_tfds import (
@@ -138,10 +139,10 @@ def check_records(batch, numbers, replaced=REPLACED):
     assert (batch["image"] == [record["image"] for record in records]).all()
 
 
-@pytest.mark.parametrize("mesh", ["one device", "8 devices"])
-@pytest.mark.parametrize("access", list(ACCESS))
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("kind", list(NAMES))
+@pytest.mark.parametrize(
+    ("kind", "damage", "access", "mesh"),
+    all_pairs(NAMES, DAMAGES, ACCESS, ["one device", "8 devices"]),
+)
 def test_the_next_sound_record_is_delivered_before_and_after_every_resume(
     damaged, kind, damage, access, mesh
 ):
@@ -169,9 +170,7 @@ def test_the_next_sound_record_is_delivered_before_and_after_every_resume(
         assert all((again[name] == batch[name]).all() for name in batch)
 
 
-@pytest.mark.parametrize("access", list(ACCESS))
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("kind", list(NAMES))
+@pytest.mark.parametrize(("kind", "damage", "access"), all_pairs(NAMES, DAMAGES, ACCESS))
 def test_one_record_more_than_allowed_is_an_error_that_counts_them(damaged, kind, damage, access):
     def read_all(most):
         source = opened(damaged[kind, damage], NAMES[kind], access, max_corrupt_records=most)

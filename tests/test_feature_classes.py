@@ -9,6 +9,7 @@ import pytest
 import sources
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from pairs import all_pairs
 from refusals import refused
 from tfds_datasets import store
 
@@ -340,9 +341,12 @@ def own(tmp_path_factory):
 class TestUsersClasses:
     """A user's subclass of a class of TFDS, with a decoding of its own."""
 
-    @pytest.mark.parametrize("mesh", ["one device", "4 x 2, replicas"])
-    @pytest.mark.parametrize("kind", [TFDSEagerSource, TFDSStreamingSource])
-    @pytest.mark.parametrize("size", [4, 16])
+    @pytest.mark.parametrize(
+        ("size", "kind", "mesh"),
+        all_pairs(
+            [4, 16], [TFDSEagerSource, TFDSStreamingSource], ["one device", "4 x 2, replicas"]
+        ),
+    )
     def test_batches_of_any_size_equal_the_records_of_tfds(self, own, kind, mesh, size):
         directory, by_tfds = own
         batch = source_of(directory, "own", kind, mesh).get_batch(size)

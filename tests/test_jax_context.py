@@ -11,6 +11,7 @@ from checkout import run
 from conftest import shardings
 from flax import nnx
 from jax.sharding import AxisType
+from pairs import all_pairs
 
 from datarax_tfds import (
     CursorLog,
@@ -89,18 +90,25 @@ CONTEXTS = {
     "enable_x64": lambda: jax.enable_x64(True),
     "numerics": numerics,
 }
-SOURCES = [(kind, mesh) for kind in ("eager", "streaming") for mesh in (None, "4 x 2, replicas")]
+MESHES = [None, "4 x 2, replicas"]
 
 
 @pytest.fixture(scope="module")
-def eager(data_dir):
-    return functools.cache(lambda mesh: build("eager", mesh, data_dir))
+def eager_step(data_dir):
+    """A pipeline over an eager source, and its first batch outside of other programs."""
 
+    @functools.cache
+    def made(mesh):
+        pipeline = Pipeline(
+            source=build("eager", mesh, data_dir),
+            stages=[noisy],
+            batch_size=SIZE,
+            remainder="pad",
+            record_numbers=True,
+        )
+        return pipeline, jax.tree.map(bits, pipeline.step())
 
-@pytest.fixture(scope="module", params=SOURCES, ids=lambda place: f"{place[0]}, {place[1]}")
-def made(request, data_dir):
-    kind, mesh = request.param
-    return build(kind, mesh, data_dir)
+    return made
 
 
 def build(kind, mesh, data_dir):
@@ -124,31 +132,35 @@ def noisy(batch, keys):
 
 
 @pytest.fixture(scope="module")
-def pipelines(made):
-    """One pipeline for each way in which a batch is put together; they share the records."""
-    return {
-        "plain": Pipeline(source=made.clone(), batch_size=SIZE),
-        "staged": Pipeline(
-            source=made.clone(),
-            stages=[noisy],
-            batch_size=SIZE,
-            remainder="pad",
-            record_numbers=True,
-        ),
-    }
+def takes(data_dir, tmp_path_factory):
+    """For a kind and a mesh, all ways of taking records, and what they give outside of contexts."""
+
+    @functools.cache
+    def of(kind, mesh):
+        made = build(kind, mesh, data_dir)
+        taken = ways_to_take(made, tmp_path_factory.mktemp("log") / "cursors")
+        return taken, taken()
+
+    return of
 
 
-@pytest.fixture(scope="module")
-def taken(made, pipelines, tmp_path_factory):
-    """All ways of taking records, one after the other, from the beginning."""
-    log = tmp_path_factory.mktemp("log") / "cursors"
+def ways_to_take(made, log):
+    """A function that takes records in all ways, one after the other, from the beginning."""
+    # One pipeline for each way in which a batch is put together; they share the records.
+    plain = Pipeline(source=made.clone(), batch_size=SIZE)
+    staged = Pipeline(
+        source=made.clone(),
+        stages=[noisy],
+        batch_size=SIZE,
+        remainder="pad",
+        record_numbers=True,
+    )
 
     def first(batch):
         return batch["int32"][0]
 
     def ways():
         source = made.clone()
-        plain, staged = pipelines.values()
         for pipeline in (plain, staged):
             pipeline.reset()
         yield "step", plain.step()
@@ -200,13 +212,12 @@ def bits(value):
     return str(value.dtype), value.shape, np.asarray(jax.device_get(value)).tobytes()
 
 
-@pytest.fixture(scope="module")
-def expected(taken):
-    return taken()
-
-
-@pytest.mark.parametrize("context", CONTEXTS)
-def test_records_are_the_same_whatever_is_set_around_our_code(context, taken, expected):
+@pytest.mark.parametrize(
+    ("kind", "mesh", "context"),
+    all_pairs(["eager", "streaming"], MESHES, CONTEXTS),
+)
+def test_records_are_the_same_whatever_is_set_around_our_code(kind, mesh, context, takes):
+    taken, expected = takes(kind, mesh)
     with CONTEXTS[context]():
         found = taken()
     for (name, one), (same_name, other) in zip(found, expected, strict=False):
@@ -219,17 +230,10 @@ AROUND_PROGRAMS = [name for name in CONTEXTS if name.startswith(("set_mesh", "wi
 
 
 @pytest.mark.parametrize("context", AROUND_PROGRAMS)
-@pytest.mark.parametrize("mesh", [None, "4 x 2, replicas"])
-def test_a_step_in_the_callers_program_is_the_same_under_any_mesh(context, mesh, eager):
-    pipeline = Pipeline(
-        source=eager(mesh).clone(),
-        stages=[noisy],
-        batch_size=SIZE,
-        remainder="pad",
-        record_numbers=True,
-    )
+@pytest.mark.parametrize("mesh", MESHES)
+def test_a_step_in_the_callers_program_is_the_same_under_any_mesh(context, mesh, eager_step):
+    pipeline, expected = eager_step(mesh)
     step = nnx.jit(lambda pipeline: pipeline.step())
-    expected = jax.tree.map(bits, pipeline.step())
     with CONTEXTS[context]():
         pipeline.reset()
         if "one device" in context and mesh is not None:

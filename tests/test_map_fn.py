@@ -11,6 +11,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from checkout import GUARD_S
 from contract import equal, ids
+from pairs import all_pairs
 from refusals import refused
 from sources import source_of
 
@@ -172,9 +173,14 @@ class TestRandom:
             epochs.append(np.asarray(source.get_batch(97)["noise"]))
         return epochs
 
-    @pytest.mark.parametrize("mesh", ["one device", "4 x 2, replicas"])
-    @pytest.mark.parametrize("fields", [{}, {"access": "sequential", "shuffle_buffer_size": 30}])
-    @pytest.mark.parametrize("size", [8, 24])
+    @pytest.mark.parametrize(
+        ("size", "fields", "mesh"),
+        all_pairs(
+            [8, 24],
+            [{}, {"access": "sequential", "shuffle_buffer_size": 30}],
+            ["one device", "4 x 2, replicas"],
+        ),
+    )
     def test_a_record_is_augmented_the_same_on_every_mesh_and_batch_size(
         self, data_dir, mesh, fields, size
     ):

@@ -17,6 +17,7 @@ from checkout import GUARD_S, ROOT
 from conftest import wait_for
 from faulty_store import FaultyStore
 from object_servers import BUCKET, environment, upload
+from pairs import all_pairs
 from refusals import refused
 
 from datarax_tfds import (
@@ -103,9 +104,10 @@ def equal(some, others):
 
 
 class TestRealServers:
-    @pytest.mark.parametrize("access", ["random", "sequential"])
-    @pytest.mark.parametrize("name", ["tiny", "tiny_array", "tiny_uneven"])
-    @pytest.mark.parametrize("scheme", ["gs", "s3"])
+    @pytest.mark.parametrize(
+        ("scheme", "name", "access"),
+        all_pairs(["gs", "s3"], ["tiny", "tiny_array", "tiny_uneven"], ["random", "sequential"]),
+    )
     def test_a_stream_gives_the_batches_and_the_state_of_a_disk(
         self, served, data_dir, scheme, name, access
     ):
