@@ -23,6 +23,7 @@ from datarax_tfds import (
     CursorLog,
     DataLossError,
     MixtureSource,
+    PackedSource,
     Pipeline,
     StateMismatchError,
     TFDSEagerSource,
@@ -222,6 +223,18 @@ class TestContract:
         unfiltered = parts | {"some": source_of(data_dir, shuffle=True, seed=5)}
         with refused(StateMismatchError, "the part 'some'"):
             MixtureSource(unfiltered, source.weights, epoch_records=N).set_state(state)
+
+    def test_packed_text_of_the_kept_documents(self, data_dir):
+        fields = {"name": "text", "filter_fn": lambda record: record["label"] >= 2}
+        source = PackedSource(
+            source_of(data_dir, **fields),
+            feature="text",
+            encode=lambda text: [*text.encode()],
+            length=8,
+        )
+        rows = np.asarray(source.get_batch(3)["tokens"]).tolist()
+        assert [bytes(row) for row in rows] == [b"number 2", b"number 3", b"number 4"]
+        assert len(source) == 3
 
 
 def others(record):
