@@ -131,6 +131,12 @@ class TestKeptRecords:
         assert np.array_equal(found.stored_numbers(np.arange(len(table))), table)
         assert np.array_equal(np.unpackbits(found.bits, count=records, bitorder="little"), kept)
 
+    def test_the_digest_of_a_set_stays_as_it_is(self):
+        """It is part of every state of a filtered source."""
+        kept = np.arange(97) % 7 == 3
+        found = KeptRecords(np.packbits(kept, bitorder="little"), 97)
+        assert found.digest == "9a2b28d5c487ced7"
+
     def test_many_records_take_little_memory_and_are_found_at_once(self):
         records = 40_000_000
         kept = KeptRecords(np.full(records // 8, 0b00100001, np.uint8), records)
