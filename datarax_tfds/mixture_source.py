@@ -13,7 +13,8 @@ from flax import nnx
 
 from datarax_tfds.decoding.device_dtypes import path_name
 from datarax_tfds.errors import StateMismatchError
-from datarax_tfds.order.cursor import Cursor, Schedule
+from datarax_tfds.order.cursor import Cursor
+from datarax_tfds.order.growing import AnySchedule
 from datarax_tfds.order.keys import threefry_2x32
 from datarax_tfds.order.mixture import MixtureOrder, Stage, names_of, stages_of_version
 from datarax_tfds.order.order import check_seed
@@ -286,7 +287,7 @@ class MixtureSource(Source[MixtureRecords]):
                 fix="use weights of fewer digits, or change them less often",
             )
 
-    def select(self, schedule: Schedule, cursor: Cursor) -> BatchAt | Traced:
+    def select(self, schedule: AnySchedule, cursor: Cursor) -> BatchAt | Traced:
         self._require_present()
         return super().select(schedule, cursor)
 

@@ -12,8 +12,10 @@ import numpy as np
 from flax import nnx
 
 from datarax_tfds.config.config import TFDSStreamingConfig
+from datarax_tfds.config.fields import Field, integer
 from datarax_tfds.decoding.record_spec import require_arrays
-from datarax_tfds.order.cursor import Cursor, Remainder, Schedule, warn_of_repeats
+from datarax_tfds.order.cursor import Cursor, Remainder, warn_of_repeats
+from datarax_tfds.order.growing import AnySchedule, BatchSizes, described, schedule_of, sizes_of
 from datarax_tfds.order.sampler import BatchAt, Sampler, Selection, Traced
 from datarax_tfds.order.wide_numbers import as_device_numbers
 from datarax_tfds.records.records import BatchInputs
@@ -66,7 +68,9 @@ class Pipeline(nnx.Module):
     Args:
         source: Where records come from.
         stages: Applied in order to each batch, compiled with the gather into one program.
-        batch_size: Rows over all processes, a multiple of the row shards of the source.
+        batch_size: Rows over all processes, a multiple of the row shards of the source. A list of
+            pairs lets it change during the run: `[(0, 256), (1_000_000, 512)]` is 256 until the
+            first batch that begins at or after record 1,000,000, counted over all epochs.
         rngs: Stored as `pipeline.rngs`; the pipeline itself does not use it.
         remainder: What happens to the last batch of an epoch if `batch_size` does not divide it:
             `wrap` completes it from the next epoch, `drop` skips those records, and `pad` fills
@@ -90,7 +94,7 @@ class Pipeline(nnx.Module):
         *,
         source: Source,
         stages: Sequence[Stage] = (),
-        batch_size: int,
+        batch_size: BatchSizes,
         rngs: nnx.Rngs | None = None,
         remainder: Remainder = "wrap",
         record_numbers: bool = False,
@@ -106,21 +110,23 @@ class Pipeline(nnx.Module):
             )
         require("Pipeline", rngs=rngs)
         graph = chain(stages) if _graph is None else _graph
-        check_batch_size(batch_size, source.sharding)
+        sizes = sizes_of(batch_size)
+        for size in sizes:
+            check_batch_size(size, source.sharding)
         mapped_by = source.config.mapped_by
         require_arrays(source.element_spec(), source.name, mapped_by=mapped_by)
         self.source = source
         self.stages = nnx.List(stages)
-        self.batch_size = int(batch_size)
         self.rngs = rngs
         self._graph = nnx.static(graph)
         self._random = are_random(self.stages)
         self._staged = nnx.static(step_program(source.records, graph, source.sharding))
         self._scanned = nnx.static(scan_program(source.records, graph, source.sharding))
         strata = source.sampler.order.strata
-        self.schedule = Schedule(len(source), self.batch_size, remainder, strata)
-        if remainder == "wrap" and self.batch_size > len(source):
-            warn_of_repeats(f"Pipeline of {source.name}", self.batch_size, len(source))
+        self.schedule = schedule_of(len(source), batch_size, remainder, strata)
+        self.batch_size = self.schedule.batch_size
+        if remainder == "wrap" and max(sizes) > len(source):
+            warn_of_repeats(f"Pipeline of {source.name}", max(sizes), len(source))
         self.record_numbers = record_numbers
         self._require_free_names()
         # The order of the stages counts, too: it decides their random keys.
@@ -136,7 +142,7 @@ class Pipeline(nnx.Module):
         nodes: Mapping[str, Stage],
         edges: Mapping[str, Sequence[str]],
         sink: str,
-        batch_size: int,
+        batch_size: BatchSizes,
         rngs: nnx.Rngs | None = None,
         remainder: Remainder = "wrap",
         record_numbers: bool = False,
@@ -203,7 +209,7 @@ class Pipeline(nnx.Module):
         stages = ", ".join(map(described_stage, self._graph.names, self.stages)) or "no stages"
         remainder = self.schedule.remainder
         return (
-            f"Pipeline: batches of {self.batch_size:,}, remainder {remainder!r}, {stages};"
+            f"Pipeline: batches of {described(self.batch_size)}, remainder {remainder!r}, {stages};"
             f" {self.source!r}"
         )
 
@@ -225,15 +231,7 @@ class Pipeline(nnx.Module):
         Raises:
             ValueError: `n` is not an integer of at least 0.
         """
-        if not is_integer(n, 0):
-            raise refused(
-                ValueError,
-                "Pipeline.steps",
-                "n must be a number of steps: an integer of at least 0.",
-                n=repr(n),
-                fix="use the number of steps that are left, such as max(total - done, 0)",
-            )
-        return CursorIterator(self, size=0, steps=int(n))
+        return CursorIterator(self, size=0, steps=integer(0)(Field("Pipeline.steps", "n", n)))
 
     def step(self) -> Batch:
         """Returns the next batch. After the last one of an epoch, the next epoch begins.
@@ -288,8 +286,8 @@ class Pipeline(nnx.Module):
         Raises:
             NotImplementedError: The source is a stream.
             TypeError: `step_fn` is not a function, or `modules` is not a list.
-            ValueError: `length` is not a positive integer, or `donate_argnames` has other names
-                than these two.
+            ValueError: `length` is not a positive integer, the batch size changes within these
+                steps, or `donate_argnames` has other names than these two.
             CursorTraceError: It is called in a function that JAX traces, such as `step_fn` itself.
         """
         _require_scannable(step_fn, length, modules)
@@ -300,6 +298,7 @@ class Pipeline(nnx.Module):
         with self.source.turn:
             before = self.cursor
             numbers, rows, end = self._steps(length)
+            handed_out = self._handed_out(numbers.size)
             shared, numbers = self.source.records.scan_inputs(numbers)
             graphdef, state = nnx.split(nodes)
             steps = as_arguments((numbers, rows), self.source.sharding)
@@ -315,7 +314,7 @@ class Pipeline(nnx.Module):
 
             def keep() -> None:
                 nnx.update(nodes, done[0][0][0])
-                self.source.advance_to(end, self._records_of(length))
+                self.source.advance_to(end, handed_out)
 
             try:
                 # `extend` is one call into C, so an interrupt comes before or after it. The arrays
@@ -334,6 +333,24 @@ class Pipeline(nnx.Module):
     def cursor(self) -> Cursor:
         """The next position to hand out: the source's."""
         return self.source.cursor
+
+    def cursor_at(self, step: int) -> Cursor:
+        """Where batch `step` of a run begins, counted from 0; by arithmetic, at any step.
+
+        Raises:
+            ValueError: `step` is not an integer of at least 0.
+        """
+        step = integer(0)(Field("Pipeline.cursor_at", "step", step))
+        return self.schedule.advanced(Cursor(), step)
+
+    def step_at(self, cursor: Cursor) -> int:
+        """How many batches of a run begin before a cursor: the inverse of `cursor_at`.
+
+        So `step_at(pipeline.cursor)` is the number of steps that were done, and
+        `step_at(Cursor(90, 0))` that of 90 epochs, as learning rate schedules need it. Both are
+        those of a run that has had this batch size from its beginning.
+        """
+        return self.schedule.steps_between(Cursor(), cursor)
 
     @property
     def sampler(self) -> Sampler:
@@ -360,8 +377,8 @@ class Pipeline(nnx.Module):
         Whatever `remainder` is, each record comes once, and the last batch is filled with zeros.
         Neither the cursor nor the stages change.
         """
-        schedule = dataclasses.replace(self.schedule, remainder="pad")
         cursor = Cursor()
+        schedule = dataclasses.replace(self.schedule.at(cursor), remainder="pad")
         while cursor.epoch == 0:
             with self.source.turn:
                 taken = self._read(cursor, schedule)
@@ -399,11 +416,11 @@ class Pipeline(nnx.Module):
         subject = f"Pipeline of {self.source.name}"
         self.source.restore(state, self.identity, subject, "Pipeline.set_state")
 
-    def _records_of(self, batches: int) -> int | None:
-        """The number of records in this many batches; None if no record is ever skipped."""
-        return batches * self.batch_size if self.schedule.remainder == "drop" else None
+    def _handed_out(self, rows: int) -> int | None:
+        """The number of records in this many rows; None if no record is ever skipped."""
+        return rows if self.schedule.remainder == "drop" else None
 
-    def _read(self, cursor: Cursor, schedule: Schedule | None = None) -> Taken:
+    def _read(self, cursor: Cursor, schedule: AnySchedule | None = None) -> Taken:
         """Makes the batch at a cursor, without handing it out.
 
         Args:
@@ -413,7 +430,8 @@ class Pipeline(nnx.Module):
         records, sharding = self.source.records, self.source.sharding
         schedule = schedule or self.schedule
         selection = self.source.select(schedule, cursor)
-        after, handed_out = schedule.after(cursor), self._records_of(1)
+        after = schedule.after(cursor)
+        handed_out = self._handed_out(selection.batch_size)
         pads = self.schedule.remainder == "pad"
         if not self.stages and not pads and not self.record_numbers:
             return Taken(records.batch(selection), after, handed_out)
@@ -481,15 +499,25 @@ class Pipeline(nnx.Module):
 
     def _steps(self, length: int) -> tuple[np.ndarray, BatchExtras, Cursor]:
         """The record numbers of the next batches, their `BatchExtras`, and the cursor after."""
+        _, schedule, steps = next(self.schedule.runs(self.cursor))
+        if length > steps:
+            raise refused(
+                ValueError,
+                "Pipeline.scan",
+                f"the batch size changes after {int(steps)} steps, and a program has one size.",
+                length=length,
+                batch_size=self.batch_size,
+                fix=f"use length={int(steps)}, and call scan again for the steps after these",
+            )
         batch = self.source.select(self.schedule, self.cursor)
         assert isinstance(batch, BatchAt)
-        if self.schedule.remainder == "wrap":
+        if schedule.remainder == "wrap":
             # One long batch has the same records, and is computed in one call.
-            whole = dataclasses.replace(self.schedule, batch_size=length * self.batch_size)
+            whole = dataclasses.replace(schedule, batch_size=length * schedule.batch_size)
             batches = [self.source.sampler.at(whole, self.cursor)]
         else:
             batches = list(accumulate(range(length - 1), lambda b, _: b.following, initial=batch))
-        shape = (length, self.batch_size)
+        shape = (length, schedule.batch_size)
         pads = self.schedule.remainder == "pad"
         numbers = np.concatenate([batch.record_numbers() for batch in batches]).reshape(shape)
         keys = [batch.keys() for batch in batches] if self._random else None

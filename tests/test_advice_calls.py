@@ -28,6 +28,9 @@ def plain(batch):
     return batch
 
 
+GROWING = [(0, 8), (20, 16)]
+
+
 class Odd(nnx.Module):
     def __call__(self, batch):
         return {"odd": batch["id"] % 2}
@@ -574,11 +577,31 @@ PIPELINES = [
         evaluated(lambda batch: {"label": batch["label"]}),
     ),
     Row(
-        "n must be a number of steps: an integer of at least 0.",
-        "use the number of steps that are left, such as max(total - done, 0)",
+        "n must be an integer of at least 0.",
+        "use n=0",
         lambda u: u.pipeline().steps(3 - 5),
-        lambda u: list(u.pipeline().steps(max(3 - 5, 0))),
-        lambda u: list(u.pipeline().steps(max(5 - 3, 0))),
+        lambda u: list(u.pipeline().steps(n=0)),
+    ),
+    Row(
+        "each size must have the record from which it holds, ascending from record 0.",
+        "use pairs of a record and a size, such as [(0, 256), (1_000_000, 512)]",
+        lambda u: u.pipeline(batch_size=[(8, 8)]),
+        lambda u: u.pipeline(batch_size=[(0, 256), (1_000_000, 512)]),
+    ),
+    Row(
+        "a compiled function has one batch size, and here it depends on the cursor.",
+        "take the batch outside of the function and pass it in, or use scan",
+        lambda u: nnx.jit(Pipeline.step)(u.pipeline(batch_size=GROWING)),
+        lambda u: jax.jit(label_sum)(u.pipeline(batch_size=GROWING).step()),
+        lambda u: u.pipeline(batch_size=GROWING).scan(label_sum, length=3),
+    ),
+    Row(
+        "the batch size changes after 3 steps, and a program has one size.",
+        "use length=3, and call scan again for the steps after these",
+        lambda u: u.pipeline(batch_size=GROWING).scan(label_sum, length=4),
+        lambda u: (lambda pipeline: [pipeline.scan(label_sum, length=length) for length in (3, 1)])(
+            u.pipeline(batch_size=GROWING)
+        ),
     ),
     Row(
         "length must be a number of steps: an integer of at least 1.",

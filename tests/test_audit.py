@@ -70,10 +70,11 @@ def test_a_history_of_restores_and_batch_sizes_is_sound(source, tmp_path, remain
     state = run(path, source, 2, remainder=remainder, size=8, state=state)
     with path.open("a") as file:
         file.write('{"run": "cut by a ki')
-    run(path, source, 9, remainder=remainder, size=16, state=state)
+    state = run(path, source, 8, remainder=remainder, size=16, state=state)
+    run(path, source, 2, remainder=remainder, size=[(0, 8), (194, 16)], state=state)
     found = audited(path)
     assert found.sound, found
-    assert found.runs == 4
+    assert found.runs == 5
     assert found.reached.epoch == 2
     assert bool(found.left_out) is (remainder == "drop")
     assert "each record was delivered once" in str(found)

@@ -253,6 +253,7 @@ def test_every_way_of_taking_a_batch_refuses_its_size(source, size):
         lambda size: source.get_batch_at(0, size),
         lambda size: source.get_batch(size, jax.random.key(0)),
         lambda size: Pipeline(source=source, batch_size=size),
+        lambda size: Pipeline(source=source, batch_size=[(0, 8), (10, size)]),
     ):
         with refused(ValueError, "^batch_size: .*row_shards: +8"):
             take(size)
@@ -404,9 +405,12 @@ def test_streams_of_a_pipeline(source, rngs):
 
 
 @pytest.mark.parametrize("n", STEPS)
-def test_a_number_of_steps_that_is_none(eager, n):
-    with refused(ValueError, "^Pipeline.steps: n must be a number of steps"):
-        Pipeline(source=eager, batch_size=8).steps(n)
+def test_what_is_no_number_of_steps(eager, n):
+    pipeline = Pipeline(source=eager, batch_size=8)
+    with refused(ValueError, "^Pipeline.steps: n must be an integer of at least 0"):
+        pipeline.steps(n)
+    with refused(ValueError, "^Pipeline.cursor_at: step must be an integer of at least 0"):
+        pipeline.cursor_at(n)
 
 
 @pytest.mark.parametrize(("iterable", "size", "kind", "message"), PREFETCHED)

@@ -56,8 +56,8 @@ def replayed(runs: list[list[dict]]) -> list[int]:
 SHORT = [
     ("eager", 2, 12, "random"),
     ("streaming", 1, 20, "save"),
-    ("streaming", 4, 8, "random"),
-    ("eager", 2, 16, None),
+    ("streaming", 4, [[0, 8], [50, 12]], "random"),  # a size that changes during the run
+    ("eager", 2, [[0, 16], [150, 24], [200, 32]], None),
 ]
 KINDS = itertools.cycle(["eager", "streaming", "streaming"])
 COUNTS = itertools.cycle([4, 2, 3, 1])

@@ -1,5 +1,7 @@
 import itertools
+from typing import ClassVar
 
+import contract
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,8 @@ from conftest import shardings
 from contract import N, check_records, equal, ids
 from flax import nnx
 from oracle import expected_ids
+from sources import SOURCES, config_of
+from sources import loaded as loaded_once
 
 from datarax_tfds import (
     Cursor,
@@ -15,6 +19,7 @@ from datarax_tfds import (
     StateMismatchError,
     TFDSEagerConfig,
     TFDSEagerSource,
+    evaluate,
     prefetch_to_device,
 )
 
@@ -129,6 +134,88 @@ class TestSteps:
         assert rest == expected_ids(2)[SIZE : 5 * SIZE]
 
 
+class TestGrowing:
+    """The arithmetic is in `test_growing.py`."""
+
+    SIZES: ClassVar = [(0, 8), (30, 24), (150, 16)]
+
+    @pytest.mark.parametrize(
+        ("place", "remainder"),
+        [
+            ("8 devices, sharded", "wrap"),
+            ("one device", "drop"),
+            ("one device", "pad"),
+            ("streaming, one device", "wrap"),
+            ("streaming, replicas, uneven files", "drop"),
+            ("streaming by blocks", "pad"),
+        ],
+    )
+    def test_a_run_resumes_after_every_batch(self, data_dir, place, remainder):
+        config = config_of(data_dir, SOURCES[place], shuffle=True)
+        source = loaded_once(config, SOURCES[place][1])
+
+        def make():
+            return Pipeline(source=source.clone(), batch_size=self.SIZES, remainder=remainder)
+
+        batches = contract.uninterrupted(make, epochs=2)
+        sizes = [len(batch["id"]) for batch in batches]
+        assert sizes[:5] == [8, 8, 8, 8, 24]
+        assert sizes[-1] == 16
+        for batch in batches:
+            records = batch["mask"] if remainder == "pad" else np.ones(len(batch["id"]), bool)
+            check_records({name: column[records] for name, column in batch.items()})
+        contract.check_resume_after_every_batch(make, prefetch=2)
+
+    def test_step_and_cursor_convert_and_the_epochs_have_as_many_steps_as_they_say(self, source):
+        pipeline = Pipeline(source=source, batch_size=self.SIZES)
+        step = 0
+        for epoch in range(3):
+            assert len(pipeline) == pipeline.step_at(Cursor(epoch + 1)) - step
+            for _ in pipeline:
+                step += 1
+                assert pipeline.step_at(pipeline.cursor) == step
+                assert pipeline.cursor_at(step) == pipeline.cursor
+
+    def test_a_run_goes_on_with_another_schedule(self, source, loaded):
+        sizes = [8, self.SIZES, [(0, 16), (40, 8), (300, 32)], self.SIZES, 24]
+        served, state = [], source.get_state()
+        for size in sizes * 3:
+            pipeline = Pipeline(source=nnx.clone(loaded), batch_size=size)
+            pipeline.set_state(state)
+            for batch in prefetch_to_device(pipeline.steps(2), 1):
+                served += ids(batch)
+            state = pipeline.get_state()
+        assert served == expected_ids(6)[: len(served)]
+
+    def test_each_size_is_compiled_once_in_a_loop_and_in_scan(self, source, loaded):
+        traced = []
+        stage = lambda batch: traced.append(len(batch["id"])) or batch
+        pipelines = [
+            Pipeline(source=nnx.clone(loaded), stages=[stage], batch_size=self.SIZES)
+            for _ in range(2)
+        ]
+        looped = [ids(batch) for batch in pipelines[0].steps(12)]
+        assert traced == [8, 24, 16]
+        scanned = []
+        for length in (4, 5, 3):
+            scanned += np.asarray(
+                pipelines[1].scan(lambda batch: batch["id"], length=length)
+            ).tolist()
+        assert scanned == looped
+        assert pipelines[0].get_state() == pipelines[1].get_state()
+
+    def test_an_evaluation_has_the_first_size(self, source):
+        seen = []
+        step_fn = lambda batch: seen.append(len(batch["id"])) or {"id": batch["id"]}
+        found = evaluate(Pipeline(source=source, batch_size=self.SIZES), step_fn)
+        assert (seen, found.sums) == ([8], {"id": N * (N - 1) // 2})
+
+    def test_it_says_which_sizes_it_has(self, source):
+        pipeline = Pipeline(source=source, batch_size=[(0, 8), (1_000_000, 1024)])
+        assert "batches of 8, 1,024 from record 1,000,000, remainder" in str(pipeline)
+        assert pipeline.batch_size == ((0, 8), (1_000_000, 1024))
+
+
 class TestStages:
     def test_stages_run_in_order_and_keep_their_state(self, source):
         scale = Scale(0.5)
@@ -172,8 +259,6 @@ class TestStages:
 
 class TestState:
     def test_every_remainder_resumes_after_every_batch(self, loaded):
-        import contract
-
         for remainder in ("drop", "pad"):
             contract.check_resume_after_every_batch(
                 lambda remainder=remainder: Pipeline(

@@ -12,7 +12,8 @@ import numpy as np
 
 from datarax_tfds.history.log_reader import Beginning, read_lines, require_one_job
 from datarax_tfds.history.logged_orders import logged_order
-from datarax_tfds.order.cursor import Cursor, Schedule, Span
+from datarax_tfds.order.cursor import Cursor, Span
+from datarax_tfds.order.growing import schedule_of
 from datarax_tfds.order.sampler import BatchAt, RecordOrder
 from sharding.checks import refused
 
@@ -166,7 +167,7 @@ class _Run:
         fields = begins.state
         self.begin = Cursor(fields["epoch"], fields["index"])
         self.order = logged_order(fields, begins.parts)
-        self.schedule = Schedule(
+        self.schedule = schedule_of(
             fields["records"], begins.batch_size, fields["remainder"], self.order.strata
         )
         self.corrupt: dict[int, int] = {}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from datarax_tfds.order.cursor import Cursor
+from datarax_tfds.order.growing import BatchSizes
 from datarax_tfds.state import state
 from sharding.checks import refused
 
@@ -14,7 +15,7 @@ from sharding.checks import refused
 class Beginning(NamedTuple):
     """What a run begins with: the rows of a batch, the saved state, and the parts of a mixture."""
 
-    batch_size: int
+    batch_size: BatchSizes
     state: Mapping[str, Any]
     parts: list[list[Any]] | None
 

@@ -1,7 +1,9 @@
 """Computes where each batch of a run begins and ends in its data."""
 
+import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
@@ -92,6 +94,14 @@ class Schedule:
                 f" {self.length}",
             )
 
+    def at(self, cursor: Cursor) -> "Schedule":  # noqa: ARG002
+        """The schedule of the batch at a cursor: this one, since all batches have one size."""
+        return self
+
+    def runs(self, cursor: Cursor) -> Iterator[tuple[Cursor, "Schedule", float]]:
+        """Yields the batches from a cursor on by size: here, all of them."""
+        yield self.normalized(cursor), self, math.inf
+
     def spans(self, cursor: Cursor) -> Iterator[Span]:
         """The positions of the batch at a cursor, in order; with `pad` they may be fewer."""
         cursor = self.normalized(cursor)
@@ -125,13 +135,16 @@ class Schedule:
 
     def after(self, cursor: Cursor) -> Cursor:
         """The cursor after the batch at a cursor; traceable."""
-        cursor = self.normalized(cursor)
+        return self.normalized(self.past(self.normalized(cursor)))
+
+    def past(self, cursor: Cursor) -> Cursor:
+        """The position after the last one of the batch that begins at a cursor; traceable."""
         if self.remainder == "pad":
             beyond, full = self._moved(cursor.index, min(self.batch_size, self.length))
             return Cursor(cursor.epoch + full, beyond * (1 - full))
         epochs, rest = divmod(self.batch_size, self.length)
         index, over = self._moved(cursor.index, rest)
-        return self.normalized(Cursor(cursor.epoch + epochs + over, index))
+        return Cursor(cursor.epoch + epochs + over, index)
 
     def normalized(self, cursor: Cursor) -> Cursor:
         """The cursor after the records that `drop` skips; traceable."""
@@ -153,6 +166,30 @@ class Schedule:
         """The number of batches that start from a cursor to the end of its epoch, at least 1."""
         left = self.length - self.normalized(cursor).index
         return left // self.batch_size if self.remainder == "drop" else -(-left // self.batch_size)
+
+    def steps_between(self, start: Cursor, end: Cursor) -> int:
+        """The number of batches from a cursor on that begin before another one."""
+        start = self.normalized(start)
+        if end <= start:
+            return 0
+        epochs = end.epoch - start.epoch
+        if self.remainder == "wrap":
+            return -(-(epochs * self.length + end.index - start.index) // self.batch_size)
+        first = 0 if epochs else start.index  # of the epoch of `end`
+        begun = min(-(-(end.index - first) // self.batch_size), self.steps(Cursor(0, first)))
+        return begun + (self.steps(start) + (epochs - 1) * self.steps() if epochs else 0)
+
+    def advanced(self, cursor: Cursor, steps: int) -> Cursor:
+        """The cursor that many batches after a cursor."""
+        epoch, index = dataclasses.astuple(self.normalized(cursor))
+        if self.remainder == "wrap":
+            epochs, index = divmod(index + steps * self.batch_size, self.length)
+            return Cursor(epoch + epochs, index)
+        here = self.steps(Cursor(epoch, index))
+        if steps < here:
+            return Cursor(epoch, index + steps * self.batch_size)
+        epochs, rest = divmod(steps - here, self.steps())
+        return Cursor(epoch + 1 + epochs, rest * self.batch_size)
 
 
 @functools.lru_cache(maxsize=64)  # so that a loop logs this once

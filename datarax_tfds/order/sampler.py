@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from datarax_tfds.order.cursor import Cursor, Schedule
+from datarax_tfds.order.growing import AnySchedule, GrowingSchedule
 from datarax_tfds.order.keys import record_keys
 from datarax_tfds.order.record_order import RecordOrder
 from datarax_tfds.order.wide_numbers import computed_wide, is_wide, number_dtype
+from sharding.checks import refused
 
 
 class Selection(Protocol):
@@ -47,13 +49,13 @@ class BatchAt:
     """
 
     order: RecordOrder
-    schedule: Schedule
+    schedule: AnySchedule
     cursor: Cursor
     seed: int
 
     @property
     def batch_size(self) -> int:
-        return self.schedule.batch_size
+        return self.schedule.at(self.cursor).batch_size
 
     @property
     def records(self) -> np.int32:
@@ -82,7 +84,8 @@ class BatchAt:
         if self.schedule.strata == 1:
             return numbers
         index = self.schedule.normalized(self.cursor).index
-        return numbers[self.schedule.steps_to_rows(index, np.arange(self.batch_size))]
+        schedule = self.schedule.at(self.cursor)
+        return numbers[schedule.steps_to_rows(index, np.arange(schedule.batch_size))]
 
     def keys(self, rows: slice = slice(None)) -> np.ndarray:
         numbers = self.record_numbers(rows)
@@ -177,14 +180,22 @@ class Sampler:
     def shuffled(self) -> bool:
         return self.order.seed is not None
 
-    def at(self, schedule: Schedule, cursor: Cursor) -> BatchAt:
+    def at(self, schedule: AnySchedule, cursor: Cursor) -> BatchAt:
         """The batch at a cursor."""
         return BatchAt(self.order, schedule, cursor, self.seed)
 
-    def select(self, schedule: Schedule, cursor: Cursor) -> BatchAt | Traced:
+    def select(self, schedule: AnySchedule, cursor: Cursor) -> BatchAt | Traced:
         """The batch at a cursor, which may be traced."""
         if not isinstance(cursor.index, jax.core.Tracer):
             return self.at(schedule, cursor)
+        if isinstance(schedule, GrowingSchedule):
+            raise refused(
+                NotImplementedError,
+                "batch_size",
+                "a compiled function has one batch size, and here it depends on the cursor.",
+                batch_size=schedule.batch_size,
+                fix="take the batch outside of the function and pass it in, or use scan",
+            )
         cursor = schedule.normalized(cursor)
         batch = self._traced(schedule, cursor.epoch, cursor.index)
         if schedule.remainder != "pad":

@@ -1,6 +1,5 @@
 """Reads batches in other threads, also the next ones while the current one is in use."""
 
-import itertools
 import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
@@ -145,27 +144,28 @@ class ReadAhead:
         return max(1, min(math.ceil(wanted / rows), within_reach, light))
 
     def _begun(self, selections: Sequence[Selection], *, awaited: bool) -> list[PendingRows]:
-        """Begins to read selections of one size, with many records in each call.
+        """Begins to read selections, with many records in each call.
 
         Rows for which the caller waits are split finely enough to use all threads.
         """
-        slices = self._slices(selections[0].batch_size)
+        slices = [self._slices(selection.batch_size) for selection in selections]
         numbers, keys, ends, held = [], [], [0], []
-        for selection, (start, stop) in itertools.product(selections, slices):
-            wanted = selection.record_numbers(slice(start, stop))
-            here = self._reader.holds(wanted)
-            held.append(here)
-            numbers.append(wanted[here])
-            if self._reader.stochastic:
-                keys.append(selection.keys(slice(start, stop))[here])
-            ends.append(ends[-1] + len(numbers[-1]))
+        for selection, parts in zip(selections, slices, strict=True):
+            for start, stop in parts:
+                wanted = selection.record_numbers(slice(start, stop))
+                here = self._reader.holds(wanted)
+                held.append(here)
+                numbers.append(wanted[here])
+                if self._reader.stochastic:
+                    keys.append(selection.keys(slice(start, stop))[here])
+                ends.append(ends[-1] + len(numbers[-1]))
         share = ends[-1] * (1 if awaited else self._depth) // decoding_threads()
         every_key = np.concatenate(keys) if keys else None
         chunks = self._submitted(np.concatenate(numbers), every_key, share)
         places = map(Places, ends, ends[1:], held)
         return [
-            PendingRows(chunks, dict(zip(slices, places, strict=False)), self._reader)
-            for _ in selections
+            PendingRows(chunks, dict(zip(parts, places, strict=False)), self._reader)
+            for parts in slices
         ]
 
     def _submitted(self, numbers: np.ndarray, keys: np.ndarray | None, share: int) -> Chunks:

@@ -131,7 +131,7 @@ class StreamingRecords:
             )
 
 
-def refuse_compiled(subject: str, batch_size: int) -> NoReturn:
+def refuse_compiled(subject: str, batch_size: Any) -> NoReturn:
     """Raises the error of reading a stream within a compiled function."""
     raise refused(
         NotImplementedError,

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from datarax_tfds.order.cursor import Cursor, Schedule, warn_of_repeats
+from datarax_tfds.order.growing import AnySchedule
 from datarax_tfds.order.order import check_seed
 from datarax_tfds.order.sampler import BatchAt, Sampler, Selection, Traced
 from datarax_tfds.order.wide_numbers import are_words, as_device_numbers, is_wide, join_words
@@ -191,7 +192,7 @@ class Source(nnx.Module, Generic[Opened]):
 
         return self.advance(read)
 
-    def select(self, schedule: Schedule, cursor: Cursor) -> BatchAt | Traced:
+    def select(self, schedule: AnySchedule, cursor: Cursor) -> BatchAt | Traced:
         """The records of the batch at a cursor, which may be traced if the source is eager."""
         if isinstance(cursor.index, jax.core.Tracer) and not self.supports_indexed_access():
             refuse_compiled(self.name, batch_size=schedule.batch_size)

@@ -76,7 +76,7 @@ else:  # a mixture of both, whose weights change within a batch of any size
         parts[name] = kind(config, sharding=batch_sharding(mesh))
     source = MixtureSource(parts, weights={"web": 0.7, "code": 0.3})
     source.set_weights({"web": 1, "code": 3}, at=Cursor(0, 50))
-pipeline = Pipeline(source=source, batch_size=int(BATCH_SIZE))
+pipeline = Pipeline(source=source, batch_size=json.loads(BATCH_SIZE))
 ledger = os.open(
     f"{LEDGER}-{jax.process_index()}.jsonl", os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644
 )
