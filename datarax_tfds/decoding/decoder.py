@@ -36,7 +36,8 @@ def decode_chunk_size(records: int, record_bytes: int) -> int:
 def decoder_of(plan: DecodingPlan) -> "Decoder":
     """A decoder, which sources of the same features share unless it runs users' code."""
     config = plan.config
-    if config.decoders is not None or config.map_fn is not None or plan.user_keys:
+    own = config.decoders, config.map_fn, config.pad_to
+    if any(each is not None for each in own) or plan.user_keys:
         return Decoder(plan)
     code = plan.definition.read_text(), repr(plan.names), repr(plan.steps)
     return _shared_decoder(_SharedPlan(code, plan))
@@ -91,8 +92,8 @@ class Decoder:
         record = columns.nest(columns.plain_spec | columns.record_spec)
         map_fn, allow_stateful = plan.config.map_fn, plan.config.allow_stateful_map_fn
         if map_fn is None:
+            mapped = TracedMapFn(lambda record: record, [], record, None)
             decode = _without_map_fn(tf, columns)
-            self.outputs, seed_spec, digests = record, [], [columns.fingerprint]
         else:
             if isinstance(map_fn, FilterFn):
                 mapped = trace_filter(tf, map_fn, record, subject=plan.subject)
@@ -102,14 +103,13 @@ class Decoder:
                     tf, map_fn, record, allow_stateful=allow_stateful, subject=plan.subject
                 )
             decode = _with_map_fn(tf, columns, mapped)
-            self.outputs, seed_spec = mapped.outputs, mapped.seed_spec
-            digests = [columns.fingerprint, mapped.fingerprint]
-        self.stochastic = bool(seed_spec)
+        self.outputs, self._mapped = mapped.outputs, mapped
+        self.stochastic = bool(mapped.seed_spec)
         self.takes_many = _have_fixed_shapes(tf, self.outputs)
-        of_many = _of_many(tf, decode, seed_spec, fixed=self.takes_many)
+        of_many = _of_many(tf, decode, mapped.seed_spec, fixed=self.takes_many)
         self._trace = of_many.get_concrete_function
         self._traced: Callable[..., Any] | None = None
-        self.user_code = "+".join(filter(None, digests)) or None
+        self.user_code = "+".join(filter(None, [columns.fingerprint, mapped.fingerprint])) or None
         # TensorFlow quotes a record in its error, which Python cannot decode if it is not text.
         self.errors: tuple[type[Exception], ...] = (tf.errors.OpError, UnicodeDecodeError)
         self.bad_bytes_errors: tuple[type[Exception], ...] = (
@@ -119,6 +119,16 @@ class Decoder:
         )
         self._lock = threading.Lock()
         self._compared = False
+
+    def then(self, function: Callable[[Any], Any]) -> None:
+        """Applies one more function to each record, in TensorFlow's operations; its results must
+        have fixed shapes. Before the first call, and only if no other source has this decoder.
+        """
+        mapped, tf = self._mapped, self._tf
+        composed = mapped._replace(function=lambda *inputs: function(mapped.function(*inputs)))
+        decode = _with_map_fn(tf, self._columns, composed)
+        self.takes_many = True
+        self._trace = _of_many(tf, decode, mapped.seed_spec, fixed=True).get_concrete_function
 
     def __call__(self, records: Sequence[bytes], keys: np.ndarray | None = None) -> dict[str, Any]:
         """Decodes records.

@@ -118,6 +118,23 @@ class PadTo:
                 self.outputs, entry.place, tf.TensorSpec(entry.noted, tf.int32)
             )
 
+    @property
+    def fixes_all(self) -> bool:
+        """Whether a padded record has one shape."""
+        return all(None not in leaf.shape for leaf in self.leaves)
+
+    def in_graph(self, tf: Any, record: Any) -> dict[str, Any]:
+        """Pads and cuts a record of tensors; returns it with the shapes that its parts had."""
+        leaves, shapes = self.structure.flatten_up_to(record), []
+        for place, leaf in enumerate(self.leaves):
+            shapes.append(tf.shape(leaves[place]))
+            if leaf.entry is not None:
+                part = leaves[place][tuple(slice(size) for size in leaf.shape)]
+                missing = tf.constant(leaf.shape) - tf.shape(part)
+                padded = tf.pad(part, tf.stack([tf.zeros_like(missing), missing], axis=1))
+                leaves[place] = tf.ensure_shape(padded, leaf.shape)
+        return {"record": self.structure.unflatten(leaves), "shapes": shapes}
+
     def _resolved(self, name: str, sizes: Any, truncate: bool) -> Entry:
         """Finds the leaves of a name, and sets their sizes."""
         places, paths = [], []

@@ -51,30 +51,45 @@ class Stack:
                 elif leaf.entry is None:
                     column[row] = value[()]
             for entry, noted in zip(self._entries, sizes, strict=True):
-                noted[row] = self._pad(entry, columns, values, where, row)
-        stacked: Any = self._structure.unflatten(columns)
-        for entry, noted in zip(self._entries, sizes, strict=True):
-            stacked = with_value(stacked, entry.place, noted)
-        return stacked
+                shapes = [values[place].shape for place in entry.leaves]
+                noted[row] = self._size(entry, shapes, where, row)
+                for place in entry.leaves:
+                    kept = tuple(
+                        map(slice, map(min, values[place].shape, self._leaves[place].shape))
+                    )
+                    columns[place][(row, *kept)] = values[place][kept]
+        return self._with_sizes(self._structure.unflatten(columns), sizes)
 
-    def _pad(
-        self,
-        entry: Entry,
-        columns: list[Any],
-        values: list[np.ndarray],
-        where: _Where,
-        row: int,
-    ) -> Any:
-        """Writes the parts of an entry into a row of their columns; returns the size to note."""
+    def checked(self, columns: Any, rows: int, where: _Where) -> dict[str, Any]:
+        """Records that `PadTo.in_graph` has padded, `[rows, ...]`, with their true sizes.
+
+        Raises:
+            ValueError: A record is larger than `pad_to`.
+        """
+        shapes = [of_leaf.tolist() for of_leaf in columns["shapes"]]
+        sizes = [np.zeros((rows, *entry.noted), np.int32) for entry in self._entries]
+        for row in range(rows):
+            for entry, noted in zip(self._entries, sizes, strict=True):
+                own = [tuple(shapes[place][row]) for place in entry.leaves]
+                noted[row] = self._size(entry, own, where, row)
+        return self._with_sizes(columns["record"], sizes)
+
+    def _with_sizes(self, columns: Any, sizes: list[np.ndarray]) -> dict[str, Any]:
+        for entry, noted in zip(self._entries, sizes, strict=True):
+            columns = with_value(columns, entry.place, noted)
+        return columns
+
+    def _size(
+        self, entry: Entry, shapes: list[tuple[int, ...]], where: _Where, row: int
+    ) -> int | tuple[int, ...]:
+        """The size of a record to note, given the shapes of the parts of an entry."""
         found: dict[str, Any] = {}
-        for place in entry.leaves:
-            leaf, value = self._leaves[place], values[place]
-            if not entry.truncate and any(map(operator.gt, value.shape, leaf.shape)):
-                raise self._too_large(entry, leaf, value.shape, where(row))
-            kept = tuple(map(min, value.shape, leaf.shape))
-            part = tuple(map(slice, kept))
-            columns[place][(row, *part)] = value[part]
-            found[leaf.name] = value.shape[0] if entry.noted == () else kept
+        for place, shape in zip(entry.leaves, shapes, strict=True):
+            leaf = self._leaves[place]
+            if not entry.truncate and any(map(operator.gt, shape, leaf.shape)):
+                raise self._too_large(entry, leaf, shape, where(row))
+            kept = tuple(map(min, shape, leaf.shape))
+            found[leaf.name] = shape[0] if entry.noted == () else kept
         if len(set(found.values())) > 1:
             raise refused(
                 ValueError,
