@@ -41,7 +41,7 @@ class Stack:
             ValueError: A record is larger than `pad_to`, or has other names, dtypes or shapes than
                 the first one.
         """
-        columns = [leaf.column(rows) for leaf in self._leaves]
+        columns: list[Any] = [leaf.column(rows) for leaf in self._leaves]
         sizes = [np.zeros((rows, *entry.noted), np.int32) for entry in self._entries]
         for row, record in enumerate(records):
             values = self._checked(record, where, row)
