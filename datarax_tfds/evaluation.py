@@ -54,7 +54,8 @@ def evaluate(
     It reads epoch 0 in batches of the pipeline. If the last one is not full, it is filled with
     zeros, whatever `remainder` the pipeline has, and the values of these rows do not count. The
     cursor of the pipeline, its stages and the modules do not change, also if an error ends the
-    evaluation. So the pipeline may be the one that you train with.
+    evaluation. So the pipeline may be the one that you train with. Of a mixture, the records are
+    those of its first epoch, some of which may come more than once, as its weights say.
 
     The values are summed on the host in float64, or as integers, in the order of the records: they
     are rounded alike on any number of devices and processes. Every process must call it.
