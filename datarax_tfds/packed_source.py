@@ -19,6 +19,7 @@ from datarax_tfds.order.order import Order, check_seed
 from datarax_tfds.order.record_order import RecordOrder
 from datarax_tfds.order.sampler import Sampler
 from datarax_tfds.records.eager import EagerRecords
+from datarax_tfds.records.memory import EAGER_MEMORY_FRACTION, free_host_bytes
 from datarax_tfds.records.streaming import StreamingRecords
 from datarax_tfds.runtime.forks import refuse_in_forked_child
 from datarax_tfds.runtime.signatures import set_signature
@@ -99,8 +100,9 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
             for one tokenizer only.
         errors: What happens to bytes that are not UTF-8: `strict` raises an error when tokens are
             counted, `replace` and `ignore` are those of `bytes.decode`.
-        cacheable: Whether rows are kept on the host, so that later epochs need not encode their
-            documents again: the first rows that are read, up to a tenth of the free memory.
+        cacheable: Whether tokens are kept on the host, so that later epochs need not encode the
+            documents again: those of the first documents that are read, up to a tenth of the free
+            memory.
         eager: Whether all rows are made at the construction, and kept on the devices: for small
             sets, as those of an evaluation. `get_batch_at` can then be compiled, and `scan` works.
         name: The name in messages, `PackedSource(dataset:split)` by default.
@@ -166,7 +168,10 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
         self._corrupt = nnx.static(reader.corrupt)
         _require_repeatable(reader, self.name)
         encoder = Encoder(encode, eos_id, self.name)
-        documents = Documents(reader, feature, errors, encoder, self.name)
+        # Of 4 bytes each. Rows would take three times as much.
+        kept = int(EAGER_MEMORY_FRACTION * free_host_bytes()) // 4 if cacheable else None
+        documents = Documents(reader, feature, errors, encoder, self.name, kept_tokens=kept)
+        self._documents = nnx.static(documents)
         sample, tokens = self._tried(documents)
         tokenizer = encode_name or fingerprint(tokens)
         described = f"{feature}, errors {errors}, eos {eos_id is not None}, encode {tokenizer}"
@@ -223,7 +228,7 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
             packed,
             batch=self.sharding,
             prefetch_buffer=prefetch_buffer,
-            cacheable=self.config.cacheable,
+            cacheable=False,  # the documents keep their tokens
         )
 
     def _tried(self, documents: Documents) -> tuple[Any, list[Any]]:
@@ -309,6 +314,11 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
 
     def supports_indexed_access(self) -> bool:
         return isinstance(self._records, EagerRecords)
+
+    def reset_cache(self) -> None:
+        """Frees the tokens that `cacheable` keeps; does nothing if it is not set."""
+        if self.config.cacheable:
+            self._documents.forget()
 
     def copy(self, *, name: str | None = None) -> Self:
         """Returns a source with the same rows, order and position; `name` replaces the name."""

@@ -372,6 +372,40 @@ class TestCounts:
             PackedSource(stream, encode=noting, length=LENGTH, encode_name="bytes")
         assert encoded.total() == 2 * 32
 
+    @pytest.mark.parametrize("room", [0, 100, 10**6])
+    def test_tokens_that_are_kept_are_not_made_again(self, documents, room):
+        source, encoded = documents
+        kept = Documents(source.reader, "text", "strict", source._encoder, "test", kept_tokens=room)
+        numbers = np.arange(len(TEXTS))
+        for _ in range(3):
+            assert [ids.tolist() for ids in kept.tokens(numbers)] == DOCUMENTS
+        # Those for which there was no room are made in each of three rounds.
+        left = sum(len(encode(text)) for text, count in encoded.items() if count == 3)
+        total = sum(map(len, DOCUMENTS))
+        assert total - room <= left <= max(total - room + 70, 0)
+        kept.forget()
+        encoded.clear()
+        kept.tokens(numbers)
+        assert encoded == Counter(TEXTS)
+
+    def test_a_cacheable_source_encodes_once(self, texts):
+        encoded = Counter()
+
+        def noting(text):
+            encoded[text] += 1
+            return encode(text)
+
+        source = PackedSource(
+            source_of(texts, name="docs"), encode=noting, length=LENGTH, cacheable=True
+        )
+        one = source.get_records(np.arange(len(source)))
+        encoded.clear()
+        assert equal(source.get_records(np.arange(len(source))), one)
+        assert not encoded
+        source.reset_cache()
+        assert equal(source.get_records(np.arange(len(source))), one)
+        assert set(encoded) == {text for text in TEXTS if text}
+
 
 class TestRefusals:
     def test_a_tokenizer_that_draws_at_random_is_noticed(self, packed):

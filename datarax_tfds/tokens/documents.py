@@ -16,7 +16,7 @@ from sharding.checks import nearest, refused
 
 DecodeErrors = Literal["strict", "replace", "ignore"]
 
-_KEPT_TOKENS = 1 << 24  # 64 MiB: those of the last documents, of which the next rows may take more
+_LAST_TOKENS = 1 << 24  # 64 MiB: those of the last documents, of which the next rows may take more
 
 
 @not_copied
@@ -29,6 +29,8 @@ class Documents:
         errors: What to do about bytes that are not UTF-8, as in `bytes.decode`.
         encoder: Makes tokens of the texts.
         subject: The source that reads, for messages.
+        kept_tokens: How many tokens are kept for later epochs: those of the documents that are read
+            first. None keeps those that were read last, for the next rows.
     """
 
     def __init__(
@@ -38,6 +40,8 @@ class Documents:
         errors: DecodeErrors,
         encoder: Encoder,
         subject: str,
+        *,
+        kept_tokens: int | None = None,
     ):
         self.reader = reader
         self._errors = errors
@@ -46,7 +50,8 @@ class Documents:
         _require_text(reader, feature, subject)
         self._path = feature.split("/")
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._kept_tokens = 0
+        self._room = _LAST_TOKENS if kept_tokens is None else kept_tokens
+        self._evicts = kept_tokens is None
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -69,9 +74,7 @@ class Documents:
         return self._encoder(texts, lambda row: self.where(int(numbers[row])))
 
     def tokens(self, numbers: np.ndarray) -> list[np.ndarray]:
-        """The same as `encoded`. Documents that were asked for a short time ago are not read
-        again: consecutive rows share some.
-        """
+        """The same as `encoded`. Documents that are kept are not read again."""
         with self._lock:
             found = {n: self._kept[n] for n in numbers.tolist() if n in self._kept}
         missing = np.array([n for n in numbers.tolist() if n not in found], np.int64)
@@ -84,12 +87,18 @@ class Documents:
     def _keep(self, encoded: dict[int, np.ndarray]) -> None:
         with self._lock:
             for number, ids in encoded.items():
-                if number not in self._kept:
+                if number not in self._kept and (self._evicts or len(ids) <= self._room):
                     self._kept[number] = ids
-                    self._kept_tokens += len(ids)
-            while self._kept_tokens > _KEPT_TOKENS:
+                    self._room -= len(ids)
+            while self._room < 0:
                 _, dropped = self._kept.popitem(last=False)
-                self._kept_tokens -= len(dropped)
+                self._room += len(dropped)
+
+    def forget(self) -> None:
+        """Drops the tokens that are kept."""
+        with self._lock:
+            self._room += sum(map(len, self._kept.values()))
+            self._kept.clear()
 
     def _contents(self, numbers: np.ndarray) -> list[bytes]:
         size = max(len(numbers), 1) if self.reader.takes_many else 1

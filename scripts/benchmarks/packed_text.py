@@ -8,6 +8,7 @@ installed packages. Grain gets them from memory, we read them from a TFRecord fi
 also written to `packed_text.txt`, `packed_text.json` and `packed_text.png` in `--out`.
 """
 
+import functools
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from benchmarking import Comparison, in_turn, show
 from grain.experimental import BestFitPackIterDataset, ConcatThenSplitIterDataset
 
 from datarax_tfds import Cursor, PackedSource, Pipeline, TFDSStreamingConfig, TFDSStreamingSource
+from datarax_tfds.packed_source import PackingWay
 
 ROW_TOKENS, BATCH = 2048, 16
 
@@ -53,9 +55,11 @@ def stream(options: Options) -> TFDSStreamingSource:
     return TFDSStreamingSource(config)
 
 
-def epoch_of_ours(source: PackedSource) -> Callable[[], None]:
+def epoch_of_ours(make: Callable[[], PackedSource]) -> Callable[[], None]:
+    """An epoch of a new source, which keeps nothing of earlier ones but the counts of tokens."""
+
     def run() -> None:
-        source.seek(Cursor())
+        source = make()
         for batch in Pipeline(source=source, batch_size=BATCH, remainder="pad"):
             jax.block_until_ready(batch)
 
@@ -90,9 +94,13 @@ def main() -> None:
     source.seek(Cursor())
     tokenizer = trained(texts)
     fields = {"encode": tokenizer, "length": ROW_TOKENS}
-    sources = {
-        packing: PackedSource(source, packing=packing, shuffle=True, **fields)
-        for packing in ("best_fit", "concat")
+
+    def packed_by(packing: PackingWay, **more: Any) -> PackedSource:
+        return PackedSource(source, packing=packing, shuffle=True, **fields, **more)
+
+    sources: dict[PackingWay, PackedSource] = {
+        "best_fit": packed_by("best_fit"),
+        "concat": packed_by("concat"),
     }
 
     def alone() -> None:
@@ -115,8 +123,8 @@ def main() -> None:
         return run
 
     def comparisons() -> Iterator[Comparison]:
-        for packing, packed in sources.items():
-            ours = epoch_of_ours(packed)
+        for packing in sources:
+            ours = epoch_of_ours(functools.partial(packed_by, packing))
             yield in_turn(
                 f"an epoch of rows, {packing}, against Grain",
                 ours,
@@ -131,6 +139,14 @@ def main() -> None:
                 target=0.8,
                 rounds=options.rounds,
             )
+        kept = packed_by("concat", cacheable=True)
+        yield in_turn(
+            "a later epoch with cacheable=True, concat, against Grain",
+            epoch_of_ours(kept.clone),
+            epoch_of_grain(texts, tokenizer.encode, "concat"),
+            target=3,
+            rounds=options.rounds,
+        )
         yield in_turn(
             "counting the tokens, against the tokenizer alone",
             counted,
