@@ -41,7 +41,6 @@ class Docstrings(tfds.core.GeneratorBasedBuilder):
 
 def docstrings_of(path: Path) -> Iterator[str]:
     """Yields the docstrings of a module, and of its classes and functions."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            if text := ast.get_docstring(node):
-                yield text
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef
+    documented = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kinds))
+    yield from filter(None, map(ast.get_docstring, documented))
