@@ -41,6 +41,7 @@ class Docstrings(tfds.core.GeneratorBasedBuilder):
 
 def docstrings_of(path: Path) -> Iterator[str]:
     """Yields the docstrings of a module, and of its classes and functions."""
-    kinds = ast.Module | ast.ClassDef | ast.FunctionDef
-    documented = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kinds))
-    yield from filter(None, map(ast.get_docstring, documented))
+    for node in ast.walk(ast.parse(path.read_text())):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        if documented and (text := ast.get_docstring(node)):
+            yield text

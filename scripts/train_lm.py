@@ -82,8 +82,8 @@ class LanguageModel(nnx.Module):
     def __call__(self, batch: dict[str, jax.Array]) -> jax.Array:
         segments = batch["segment_ids"]
         # A token sees those before it in its own document.
-        mask = nnx.make_attention_mask(segments, segments, jnp.equal)
-        mask = nnx.combine_masks(mask, nnx.make_causal_mask(segments))
+        same = nnx.make_attention_mask(segments, segments, jnp.equal, dtype=jnp.bool_)
+        mask = same & nnx.make_causal_mask(segments, dtype=jnp.bool_)
         x = self.tokens(batch["tokens"]) + self.places(batch["positions"])
         for block in self.blocks:
             x = block(x, mask)
