@@ -226,6 +226,12 @@ class TestChoices:
         expected = rows_of([encode(text.encode().upper().decode()) for text in TEXTS], "concat")
         assert equal(source.get_records(np.arange(len(source))), expected)
 
+    def test_what_the_stream_does_to_other_features_does_not_matter(self, data_dir):
+        padded = source_of(data_dir, name="text", pad_to={"tokens": 8, "photo": (8, 2, 3)})
+        source = PackedSource(padded, encode=encode, length=LENGTH)
+        texts = [encode(f"number {number}") for number in range(5)]
+        assert equal(source.get_records(np.arange(len(source))), rows_of(texts, "concat"))
+
     def test_texts_that_a_filter_keeps(self, packed):
         import tensorflow as tf
 
