@@ -39,8 +39,9 @@ class FaultyStore:
         generations: The generation of each object that is not 1.
         requests: What was asked for so far.
         fault: Returns for a request what is wrong with the answer: a status, `reset` in the middle
-            of the body, `short` for half of the bytes, `wrong` for one bit flipped, `replaced` for
-            another generation, `late` by a second, `hang`; None if nothing is.
+            of the body, `page` for a page of HTML, `short` for half of the bytes, `wrong` for one
+            bit flipped, `replaced` for another generation, `late` by a second, `hang`; None if
+            nothing is.
         told: Is called with what a process says by a request to `/tell`.
         latency_s: How late each answer is.
         url: Where it is served.
@@ -126,6 +127,8 @@ class FaultyStore:
         fault = self.fault(request)
         if isinstance(fault, int):
             status, content, extra = fault, b'{"error": "secret-token"}', {}
+        elif fault == "page":
+            content = b"<html>secret-token</html>"
         elif fault == "hang":
             await asyncio.sleep(3600)
         elif fault == "short":

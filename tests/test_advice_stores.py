@@ -2,6 +2,7 @@
 
 import shutil
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from unittest import mock
 
 import object_servers
@@ -145,6 +146,12 @@ ROWS = [
         "data_dir must name a bucket, and no directory '', '.' or '..'.",
         "use data_dir='gs://bucket/datasets'",
         lambda u: read(u, data_dir=f"gs://{BUCKET}/../datasets"),
+        lambda u: read(u, data_dir=DATASETS),
+    ),
+    Row(
+        "data_dir lacks a slash, which pathlib.Path takes away.",
+        f"pass a string, data_dir='{DATASETS}'",
+        lambda u: read(u, data_dir=str(Path(DATASETS))),
         lambda u: read(u, data_dir=DATASETS),
     ),
     Row(

@@ -184,6 +184,25 @@ class TestFaults:
         equal(batches(stream(DATASETS, name)), disk)
         assert len(failed) >= 4
 
+    @pytest.mark.parametrize(("fault", "kind"), [("page", "list"), (501, "list"), (501, "read")])
+    def test_no_error_quotes_an_answer_or_the_password_of_an_endpoint(
+        self, store, impatient, monkeypatch, fault, kind
+    ):
+        url = os.environ["TENSORSTORE_GCS_HTTP_URL"].replace("://", "://me:secret-word@")
+        monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
+        store.fault = lambda request: fault if request.kind == kind else None
+        with refused(ConnectionError, r"^gs://.*does not answer.*endpoint: http://127") as raised:
+            stream(DATASETS)
+        assert "secret" not in str(raised.value)
+
+    @pytest.mark.parametrize("address", ["http://a b", "http://[::1", "127.0.0.1:99999", "%zz"])
+    def test_an_endpoint_that_is_no_address_is_refused(self, store, monkeypatch, address):
+        """TensorStore would read beside the answer, and may crash."""
+        monkeypatch.delenv("TENSORSTORE_GCS_HTTP_URL")
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+        with refused(ConnectionError, r"^gs://.*is not the address of a server.*EMULATOR_HOST"):
+            stream(DATASETS)
+
     @pytest.mark.parametrize(
         ("fault", "kind", "message"),
         [
@@ -452,7 +471,7 @@ class TestLookup:
     ):
         url = os.environ["TENSORSTORE_GCS_HTTP_URL"]
         monkeypatch.delenv("TENSORSTORE_GCS_HTTP_URL")
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url.removeprefix("http://"))
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url.removeprefix("http://") + "/")
         before = dict(os.environ)
         equal(batches(stream(DATASETS)), batches(stream(data_dir)))
         assert dict(os.environ) == before

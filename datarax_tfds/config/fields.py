@@ -153,6 +153,12 @@ def _directory(field: Field) -> str:
         if name == "directory":
             fix = "pass the directory of the dataset, as 'data/mnist/3.0.1'"
         raise field.refusal(f"{name} must be a string or a path, and not empty.", fix=fix)
+    scheme, separator, rest = value.partition(":/")
+    if separator and scheme in SCHEMES and not rest.startswith("/"):
+        raise field.refusal(
+            f"{name} lacks a slash, which pathlib.Path takes away.",
+            fix=f"pass a string, {name}='{scheme}://{rest}'",
+        )
     if "://" in value and ObjectPath.parse(value) is None:
         problem = f"{name} must be in a file system, or in a store that is read: gs:// or s3://."
         fix = f"mount the store, or copy the dataset, and set {name} to that directory"

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from datarax_tfds.errors import RESTORE, DataLossError
 from datarax_tfds.runtime.threads import native_call
@@ -29,6 +30,12 @@ _POLL_S = 0.5
 _SHORT_ANSWERS = 3  # how often a range is requested again if the answer is too short
 # What TensorStore says of a range that it did not get whole.
 _PARTIAL = re.compile(r"was not satisfied by response with byte range .* total size (\d+)")
+# What TensorStore says before an answer that is no JSON, which it quotes.
+_QUOTED = re.compile(r"(Failed to parse (?:response|object) metadata):.*", re.DOTALL)
+_ADDRESS = re.compile(
+    r"(https?://)?([^\s/@]+@)?([\w.-]+|\[[\da-fA-F:.]+\])(:\d+)?(/\S*)?", re.ASCII
+)
+_PASSWORD = re.compile(r"(?<=://)[^/]*@")
 _TAIL_BYTES = 1 << 20
 _NO_NAME = ".datarax_tfds"  # of no object
 _BEYOND = "OUT_OF_RANGE"
@@ -241,7 +248,7 @@ def _result(
                 if time.monotonic() < limit.end:
                     continue
                 reason = f"no answer within {limit.seconds:.0f} s"
-            except ValueError as error:
+            except (ValueError, NotImplementedError) as error:  # the latter for status 501
                 if start is not None and str(error).startswith(_BEYOND):
                     return str(error)
                 if damaged and str(error).startswith(_DAMAGED):
@@ -255,7 +262,7 @@ def _unanswered(path: ObjectPath, start: int, reason: str) -> OSError:
     """The error for a request that the store refused, or did not answer as it should."""
     code = re.search(r"<Code>(\w+)</Code>", reason)
     status = re.search(r"\[http_response_code='(\d+)'\]", reason)
-    said = [reason.partition(" [http_response_")[0]]
+    said = [_QUOTED.sub(r"\1", reason.partition(" [http_response_")[0])]
     said += [f"status {status[1]}"] if status else []
     said += [code[1]] if code else []
     facts = {"offset": f"byte {start}", "error": ", ".join(said)}
@@ -283,7 +290,7 @@ def _unanswered(path: ObjectPath, start: int, reason: str) -> OSError:
         str(path),
         "the store does not answer as it should.",
         **facts,
-        endpoint=_endpoint(path) or "the public one",
+        endpoint=_PASSWORD.sub("", _endpoint(path) or "the public one"),
         fix=f"check with another client whether this host can read the object, and whether"
         f" {variable} is right, if it is set; then start again, and the run goes on where it was"
         " saved",
@@ -301,14 +308,27 @@ def _endpoint(path: ObjectPath) -> str | None:
     """The server to ask in place of the public one."""
     variable = _endpoint_variable(path)
     endpoint = os.environ.get(variable)
-    if endpoint and variable == "STORAGE_EMULATOR_HOST" and "://" not in endpoint:
-        return f"http://{endpoint}"
-    return endpoint
+    if not endpoint or variable != "STORAGE_EMULATOR_HOST":
+        return endpoint or None
+    endpoint = endpoint.rstrip("/")  # TensorStore asks for `//storage`, which servers do not know
+    return endpoint if "://" in endpoint else f"http://{endpoint}"
 
 
 def _bucket(path: ObjectPath, patience: Patience | None = None) -> Any:
     """The `tensorstore.KvStore` of a bucket."""
-    return _opened(path.scheme, path.bucket, _endpoint(path), patience or PATIENCE)
+    endpoint = _endpoint(path)
+    if path.scheme == "gs" and endpoint and not _is_address(endpoint):
+        # TensorStore would take bytes of somewhere in memory for the answer, and may crash.
+        raise _unanswered(path, 0, "the endpoint is not the address of a server")
+    return _opened(path.scheme, path.bucket, endpoint, patience or PATIENCE)
+
+
+def _is_address(endpoint: str) -> bool:
+    try:
+        urlsplit(f"//{endpoint.partition('://')[2] or endpoint}").port  # noqa: B018  # checks it
+    except ValueError:
+        return False
+    return _ADDRESS.fullmatch(endpoint) is not None
 
 
 @contextmanager
