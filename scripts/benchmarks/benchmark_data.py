@@ -21,7 +21,8 @@ DOCSTRINGS = "bench_docstrings"
 class InMemory:
     """Stands in for the reader of a split: columns `[N, ...]` in memory, at most 32 bits wide."""
 
-    stochastic = maps = False
+    stochastic = False
+    mapped_by = random_by = None
     subject = "records in memory"
 
     def __init__(self, **columns: np.ndarray):
