@@ -43,7 +43,7 @@ hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("full", deadline=None)
 
 
-QUICK_ROWS = 4  # so that about a fifth of the tests run, and each test function does
+QUICK_ROWS = 2  # so that about an eighth of the tests run, and each test function does
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -16,7 +16,7 @@ from datarax_tfds.order.block_order import BlockOrder
     epoch=st.integers(0, 2**31),
     data=st.data(),
 )
-def test_an_epoch_holds_every_record_once_in_whatever_spans_it_is_read(
+def test_an_epoch_holds_every_record_once_in_whatever_spans_it_comes(
     length, block_size, window, epoch, data
 ):
     order = BlockOrder(length, 7, block_size, window)
