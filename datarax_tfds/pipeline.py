@@ -504,7 +504,7 @@ class Pipeline(nnx.Module):
             raise refused(
                 ValueError,
                 "Pipeline.scan",
-                f"the batch size changes after {int(steps)} steps, and a program has one size.",
+                f"length must be at most {int(steps)}: then the batch size changes, and a program has one.",
                 length=length,
                 batch_size=self.batch_size,
                 fix=f"use length={int(steps)}, and call scan again for the steps after these",

@@ -583,7 +583,7 @@ PIPELINES = [
         lambda u: list(u.pipeline().steps(n=0)),
     ),
     Row(
-        "each size must have the record from which it holds, ascending from record 0.",
+        "it must be pairs of a record and a size, and the records must ascend from 0.",
         "use pairs of a record and a size, such as [(0, 256), (1_000_000, 512)]",
         lambda u: u.pipeline(batch_size=[(8, 8)]),
         lambda u: u.pipeline(batch_size=[(0, 256), (1_000_000, 512)]),
@@ -596,7 +596,7 @@ PIPELINES = [
         lambda u: u.pipeline(batch_size=GROWING).scan(label_sum, length=3),
     ),
     Row(
-        "the batch size changes after 3 steps, and a program has one size.",
+        "length must be at most 3: then the batch size changes, and a program has one.",
         "use length=3, and call scan again for the steps after these",
         lambda u: u.pipeline(batch_size=GROWING).scan(label_sum, length=4),
         lambda u: (lambda pipeline: [pipeline.scan(label_sum, length=length) for length in (3, 1)])(

@@ -9,16 +9,16 @@ from typing import Any
 from datarax_tfds.order.cursor import Cursor, Remainder, Schedule, Span
 from sharding.checks import is_integer, refused
 
-# One size, or from which record of a run on which size holds.
+# One size, or pairs of a record of the run and the size that batches have from there on.
 BatchSizes = int | list[tuple[int, int]] | tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class GrowingSchedule:
-    """Several schedules, each of which holds from a record of the run on.
+    """Several schedules, each of which applies from a record of the run on.
 
-    The records of a run are counted over its epochs: epoch * N + index. A batch has the size that
-    holds where it begins, and keeps it if another one begins within it. So the size is a function
+    The records of a run are counted over its epochs: epoch * N + index. Where a batch begins
+    decides its size, also if another size applies to records within it. So the size is a function
     of the cursor, like all else of a batch, and no state needs to name it.
 
     Args:
@@ -133,7 +133,7 @@ def schedule_of(
         raise refused(
             ValueError,
             "batch_size",
-            "each size must have the record from which it holds, ascending from record 0.",
+            "it must be pairs of a record and a size, and the records must ascend from 0.",
             batch_size=repr(batch_size)[:200],
             fix="use pairs of a record and a size, such as [(0, 256), (1_000_000, 512)]",
         )
