@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from datarax_tfds.pipeline import Pipeline
+from datarax_tfds.sources.arguments import require_step_fn
 from sharding.checks import refused
 from sharding.hosts.job import job
 from sharding.jax_context import users_context
@@ -160,15 +161,8 @@ def _require_evaluable(pipeline: Any, step_fn: Any, modules: Any) -> None:
             pipeline=type(pipeline).__name__,
             fix="pass the pipeline; for a source, Pipeline(source=source, batch_size=...)",
         )
-    if not callable(step_fn) or not isinstance(modules, list | tuple | nnx.List):
-        raise refused(
-            TypeError,
-            "evaluate",
-            "step_fn must be a function, and modules a list of its other arguments.",
-            step_fn=type(step_fn).__name__,
-            modules=type(modules).__name__,
-            fix="call evaluate(pipeline, step_fn, modules=(model,))",
-        )
+    call = "evaluate(pipeline, step_fn, modules=(model,))"
+    require_step_fn("evaluate", step_fn, modules, call=call)
     if closed_over := _closed_over_by(step_fn):
         raise refused(
             ValueError,

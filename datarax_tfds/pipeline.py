@@ -21,7 +21,7 @@ from datarax_tfds.order.wide_numbers import as_device_numbers
 from datarax_tfds.records.records import BatchInputs
 from datarax_tfds.runtime.copying import not_copied
 from datarax_tfds.runtime.signatures import set_signature
-from datarax_tfds.sources.arguments import require
+from datarax_tfds.sources.arguments import require, require_step_fn
 from datarax_tfds.sources.prefetch import CursorIterator, Taken
 from datarax_tfds.sources.source import Source
 from datarax_tfds.stages.donation import Donation
@@ -504,7 +504,8 @@ class Pipeline(nnx.Module):
             raise refused(
                 ValueError,
                 "Pipeline.scan",
-                f"length must be at most {int(steps)}: then the batch size changes, and a program has one.",
+                f"length must be at most {int(steps)}: then the batch size changes, and a program has"
+                " one.",
                 length=length,
                 batch_size=self.batch_size,
                 fix=f"use length={int(steps)}, and call scan again for the steps after these",
@@ -533,15 +534,8 @@ set_signature(Pipeline, [field.name for field in dataclasses.fields(TFDSStreamin
 
 
 def _require_scannable(step_fn: Any, length: Any, modules: Any) -> None:
-    if not callable(step_fn) or not isinstance(modules, list | tuple | nnx.List):
-        raise refused(
-            TypeError,
-            "Pipeline.scan",
-            "step_fn must be a function, and modules a list of its other arguments.",
-            step_fn=type(step_fn).__name__,
-            modules=type(modules).__name__,
-            fix="call scan(step_fn, length=len(pipeline), modules=(model, optimizer))",
-        )
+    call = "scan(step_fn, length=len(pipeline), modules=(model, optimizer))"
+    require_step_fn("Pipeline.scan", step_fn, modules, call=call)
     if not is_integer(length, 1):
         raise refused(
             ValueError,

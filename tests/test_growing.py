@@ -117,10 +117,10 @@ def test_the_steps_of_a_long_run_take_no_time_to_count():
 @pytest.mark.parametrize(
     ("stages", "remainder", "strata", "message"),
     [
-        ([(1, 4)], "wrap", 1, "ascending from record 0"),
-        ([(0, 4), (8, 2), (8, 4)], "wrap", 1, "ascending from record 0"),
-        ([(0, 4), (8, 2), (4, 4)], "wrap", 1, "ascending from record 0"),
-        ([(0, 4), (8.0, 2)], "wrap", 1, "ascending from record 0"),
+        ([(1, 4)], "wrap", 1, "must ascend from 0"),
+        ([(0, 4), (8, 2), (8, 4)], "wrap", 1, "must ascend from 0"),
+        ([(0, 4), (8, 2), (4, 4)], "wrap", 1, "must ascend from 0"),
+        ([(0, 4), (8.0, 2)], "wrap", 1, "must ascend from 0"),
         ([(0, 4), (8, 11)], "drop", 1, "leave out every record"),
         ([(0, 4), (8, 6)], "wrap", 4, "multiple of 4"),
     ],

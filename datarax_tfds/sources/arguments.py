@@ -105,6 +105,21 @@ def require_config(config: Any, kind: type, subject: str) -> None:
         )
 
 
+def require_step_fn(subject: str, step_fn: Any, modules: Any, *, call: str) -> None:
+    """Raises a `TypeError` unless `step_fn` is a function and `modules` is a list; `call` shows how
+    both are passed.
+    """
+    if not callable(step_fn) or not isinstance(modules, list | tuple | nnx.List):
+        raise refused(
+            TypeError,
+            subject,
+            "step_fn must be a function, and modules a list of its other arguments.",
+            step_fn=type(step_fn).__name__,
+            modules=type(modules).__name__,
+            fix=f"call {call}",
+        )
+
+
 def require_records(numbers: np.ndarray, known: range, subject: str) -> None:
     """Raises if one of the numbers is not that of a record."""
     for number in (int(numbers.min()), int(numbers.max())):
