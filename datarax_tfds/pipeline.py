@@ -504,8 +504,8 @@ class Pipeline(nnx.Module):
             raise refused(
                 ValueError,
                 "Pipeline.scan",
-                f"length must be at most {int(steps)}: then the batch size changes, and a program has"
-                " one.",
+                f"length must be at most {int(steps)}: then the batch size changes, and a program"
+                " has one.",
                 length=length,
                 batch_size=self.batch_size,
                 fix=f"use length={int(steps)}, and call scan again for the steps after these",
