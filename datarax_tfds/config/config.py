@@ -133,9 +133,7 @@ class _SourceConfig:
 
     @property
     def mapped_by(self) -> str | None:
-        """The field with the function of the user that makes the records: the last one that is set
-        of `map_fn` and `transform`.
-        """
+        """The field whose function returns the records: `transform` if it is set, else `map_fn`."""
         if self.transform is not None:
             return "transform"
         return None if self.map_fn is None else "map_fn"

@@ -60,7 +60,7 @@ def streamed(name: str, options: Options, **fields: Any) -> TFDSStreamingSource:
 def evaluating(
     name: str, options: Options, filter_fn: Callable[..., Any], **fields: Any
 ) -> Callable[[], None]:
-    """Evaluates a filter anew at each call, which finds no index."""
+    """A function that evaluates a filter at each call, because it finds no index."""
     calls = iter(range(1000))
 
     def run() -> None:
