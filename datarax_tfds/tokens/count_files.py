@@ -1,4 +1,4 @@
-"""Keeps the numbers of tokens of documents on the disk.
+"""Keeps the numbers of tokens of documents on the disk, or other counts of each record.
 
 They are kept in `.token_counts` beside the data, or in the user's cache directory if that cannot be
 written. Many processes may write and read them at once, because each writes a temporary file and
@@ -8,12 +8,13 @@ The content of a file, little-endian:
 
     32 bytes       SHA-256 of the rest
     3 int64        format; the first document, and the one after the last
-    n uint32       the tokens of each document
+    n uint32       the tokens of each document; of several columns, those of one record are together
 """
 
 import contextlib
 import hashlib
 import logging
+import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,19 +41,26 @@ class CountFiles:
     Args:
         directory: The directory of the data; None if they are in a store.
         key: Identifies the documents and the tokenizer, as a name of a file.
+        folder: The name of the directory of such counts.
+        columns: How many counts each record has.
     """
 
-    def __init__(self, directory: Path | None, key: str):
+    def __init__(
+        self, directory: Path | None, key: str, folder: str = "token_counts", columns: int = 1
+    ):
+        self._columns = columns
         self._places: list[Path] = []
-        if directory is not None and not (beside := directory / ".token_counts").is_symlink():
+        if directory is not None and not (beside := directory / f".{folder}").is_symlink():
             self._places.append(beside / key)
-        if (cache := cache_directory("token_counts")) is not None:
+        if (cache := cache_directory(folder)) is not None:
             path = Path() if directory is None else directory.resolve()
             self._places.append(cache / name_in_cache(path, key.encode()))
 
     def load(self, start: int, stop: int) -> np.ndarray | None:
         """The tokens of each document in `[start, stop)`; None if no sound file has them."""
-        max_bytes = _DIGEST_BYTES + _WORDS.size + 4 * (stop - start)
+        rows = stop - start
+        shape = (rows,) if self._columns == 1 else (rows, self._columns)
+        max_bytes = _DIGEST_BYTES + _WORDS.size + 4 * math.prod(shape)
         for place in self._places:
             with contextlib.suppress(OSError):
                 content = read_plain_file(place / _name(start, stop), max_bytes) or b""
@@ -60,7 +68,8 @@ class CountFiles:
                 if len(content) != max_bytes or hashlib.sha256(body).digest() != digest:
                     continue
                 if _WORDS.unpack_from(body) == (FORMAT, start, stop):
-                    return np.frombuffer(body, "<u4", offset=_WORDS.size).astype(np.uint32)
+                    counts = np.frombuffer(body, "<u4", offset=_WORDS.size)
+                    return counts.astype(np.uint32).reshape(shape)
         return None
 
     def keep(self, start: int, counts: np.ndarray) -> None:
@@ -74,7 +83,7 @@ class CountFiles:
                     draft.write(hashlib.sha256(body).digest() + body)
                 return
             except OSError as error:
-                _log.info("no counts of tokens can be written to %s: %s", place, error)
+                _log.info("no counts can be written to %s: %s", place, error)
 
     def remove_parts(self, documents: int) -> None:
         """Removes all files but that of all documents."""

@@ -1,22 +1,40 @@
-"""Counts the tokens of all documents once, in all threads of all processes of a job."""
+"""Counts the tokens of all documents, or the like, once, in all threads of all processes."""
 
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
+from datarax_tfds.decoding.reader import RecordReader
 from datarax_tfds.runtime.threads import ThreadPool, decoding_threads
 from datarax_tfds.tokens.count_files import CountFiles
-from datarax_tfds.tokens.documents import Documents
 from sharding.hosts.agreement import extend_deadlines
 from sharding.hosts.waits import result_of
 
 _MIN_PART, _MAX_PARTS = 256, 1024  # documents in a file of counts, and such files
 _CALL_BYTES, _CALL_DOCUMENTS = 4 << 20, 256  # of stored records, in one call
 _PROGRESS_DELAY_S = 2.0
+
+
+class Countable(Protocol):
+    """Records of which something is counted: documents, of which the tokens are.
+
+    Attributes:
+        reader: Reads the records.
+        counted_as: What is counted, for messages.
+    """
+
+    reader: RecordReader
+    counted_as: str
+
+    def __len__(self) -> int: ...
+
+    def counted(self, numbers: np.ndarray, /) -> np.ndarray:
+        """The counts of the records with these numbers: uint32 `[n]`, or `[n, columns]`."""
+        ...
 
 
 class Share(NamedTuple):
@@ -30,12 +48,12 @@ class Counting:
     """Counts the tokens of documents that no file has the counts of.
 
     Args:
-        documents: The documents.
+        documents: The documents, or other records.
         files: Where the counts are kept.
         subject: The source that counts, for messages.
     """
 
-    def __init__(self, documents: Documents, files: CountFiles, subject: str):
+    def __init__(self, documents: Countable, files: CountFiles, subject: str):
         self._documents = documents
         self._files = files
         self._subject = subject
@@ -89,12 +107,13 @@ class Counting:
         ]
         progress = tqdm(
             total=sum(map(len, calls)),
-            desc=f"{self._subject}: counting tokens",
+            desc=f"{self._subject}: counting {self._documents.counted_as}",
             unit=" records",
             delay=_PROGRESS_DELAY_S,
             disable=None,
         )
-        working = extend_deadlines(f"counting the tokens of {self._subject}", measured=True)
+        counted = self._documents.counted_as
+        working = extend_deadlines(f"counting the {counted} of {self._subject}", measured=True)
         pool = ThreadPool(decoding_threads(), "datarax_tfds_tokens")
         try:
             with working as advance, progress:
@@ -120,14 +139,11 @@ class Counting:
                 reader.prefetch(some)
                 requested += len(some)
             requested -= len(call)
-            running.append(pool.submit(self._count, call))
+            running.append(pool.submit(self._documents.counted, call))
             if len(running) > 4 * decoding_threads():
                 yield result_of(running.popleft(), self._subject, reader.slowest)
         while running:
             yield result_of(running.popleft(), self._subject, reader.slowest)
-
-    def _count(self, numbers: np.ndarray) -> np.ndarray:
-        return np.array([len(ids) for ids in self._documents.encoded(numbers)], np.uint32)
 
 
 def sampled(length: int, most: int) -> np.ndarray:

@@ -33,6 +33,8 @@ class Documents:
             first. None keeps those that were read last, for the next rows.
     """
 
+    counted_as = "tokens"
+
     def __init__(
         self,
         reader: RecordReader,
@@ -72,6 +74,10 @@ class Documents:
             for number, content in zip(numbers.tolist(), self._contents(numbers), strict=True)
         ]
         return self._encoder(texts, lambda row: self.where(int(numbers[row])))
+
+    def counted(self, numbers: np.ndarray, /) -> np.ndarray:
+        """The number of tokens of each of these documents, uint32 `[n]`."""
+        return np.array([len(ids) for ids in self.encoded(numbers)], np.uint32)
 
     def tokens(self, numbers: np.ndarray) -> list[np.ndarray]:
         """The same as `encoded`. Documents that are kept are not read again."""
