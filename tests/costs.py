@@ -37,6 +37,7 @@ SLOW = {
     "test_block_order.py::test_an_epoch_holds_every_record_once_in_whatever_spans_it_comes": False,
     "test_checkpoint_roles.py": True,
     "test_cli.py": False,
+    "test_cli_docs.py": False,
     "test_coordinator.py": False,
     "test_copying.py": False,
     "test_corrupt_records.py": False,

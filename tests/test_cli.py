@@ -4,43 +4,108 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import entry_points, version
 
 import pytest
 import warmed
 from checkout import GUARD_S
 from file_operations import file_operations
 
-from datarax_tfds.cli import main
+from datarax_tfds.cli import commands, index, main
+from datarax_tfds.cli.dataset import Dataset
 from datarax_tfds.files.tfrecord_index import TFRecordOpener
 
 
-@pytest.mark.parametrize("words", ["--help", "--version", "audit --help", "index --help"])
-def test_help_imports_no_jax(words):
+def test_help_imports_no_jax_and_the_list_of_commands_no_tyro():
     code = (
         "import sys\n"
-        "from datarax_tfds.cli import main\n"
-        f"try: main({words.split()})\n"
-        "except SystemExit as end: assert not end.code\n"
-        "heavy = {'jax', 'flax', 'numpy', 'sharding', 'tensorflow'} & set(sys.modules)\n"
+        "from datarax_tfds.cli import commands, main\n"
+        "assert main(['--help']) == main(['--version']) == 0\n"
+        "assert not {'rich', 'tyro', 'typing_extensions'} & set(sys.modules)\n"
+        "for name in commands: assert main([name, '--help']) == 0\n"
+        "heavy = {'jax', 'flax', 'numpy', 'sharding', 'tensorflow', 'matplotlib'}\n"
+        "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=GUARD_S, cwd="/")
+    done = subprocess.run(
+        [sys.executable, "-c", code], timeout=GUARD_S, cwd="/", capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for name, said in commands.items():
+        assert f"{name} " in done.stdout
+        assert said in done.stdout
+        assert f"usage: datarax-tfds {name} [-h]" in done.stdout
+
+
+def test_the_command_is_installed(tmp_path):
+    (script,) = entry_points(group="console_scripts", name="datarax-tfds")
+    assert script.load() is main
+    # A program of that name calls main() with the arguments of its process.
+    code = "import sys; from datarax_tfds.cli import main; sys.exit(main())"
+    done = warmed.run([sys.executable, "-c", code, "index", str(tmp_path)], timeout=GUARD_S)
+    assert (done.returncode, done.stdout) == (1, "0 of 0 TFRecord files have an index\n")
 
 
 def test_the_version_is_that_of_the_distribution(capsys):
     import datarax_tfds
 
     assert datarax_tfds.__version__ == version("datarax-tfds")
-    with pytest.raises(SystemExit, match="0"):
-        main(["--version"])
+    assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"datarax-tfds {datarax_tfds.__version__}\n"
 
 
-def test_a_command_that_does_not_exist_ends_with_the_commands_that_do(capsys):
-    with pytest.raises(SystemExit, match="2"):
-        main(["adit"])
-    assert "audit" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", f"a command is missing; the commands are {', '.join(commands)}"),
+        ("adit", "there is no command 'adit'; did you mean audit?"),
+        ("xyz", f"there is no command 'xyz'; the commands are {', '.join(commands)}"),
+        ("index mnist --data-dri data", r"Perhaps you meant:.*\n.*\n?.*--data-dir"),
+        ("index", r"Missing from datarax-tfds index:\W*DATASET"),
+    ],
+)
+def test_a_wrong_command_line_says_what_was_meant(words, said, capsys):
+    assert main(words.split()) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.search(said, printed.err), printed.err
+
+
+def test_an_error_of_the_library_is_printed_without_a_traceback(tmp_path, capsys):
+    assert main(["index", "tny", "--data-dir", str(tmp_path)]) == 2
+    printed = capsys.readouterr().err
+    assert re.match(r"tny:all: the dataset is not prepared(.|\n)*fix: ", printed)
+    assert "Traceback" not in printed
+
+
+def test_a_fault_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(index.Command, "run", lambda _: {}["missing"])
+    with pytest.raises(KeyError, match="missing"):
+        main(["index", "mnist"])
+
+
+@pytest.mark.parametrize(
+    ("words", "is_directory"),
+    [
+        (["mnist"], False),
+        (["coco/2017"], False),  # no directory of that name is here
+        (["coco/2017:1.1.0"], False),
+        (["gs://bucket/mnist/3.0.1"], True),
+        (["/data/mnist"], True),
+        (["./mnist"], True),
+        (["~/data/mnist/3.0.1"], True),
+        (["data/tiny"], True),  # it is here
+        (["tiny"], False),  # a folder of this name holds no version
+        (["version"], True),
+        (["data/tiny", "elsewhere"], False),
+    ],
+)
+def test_a_dataset_is_a_name_or_a_directory(words, is_directory, tmp_path, monkeypatch):
+    for folder in ("tiny", "data/tiny", "version"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "version" / "features.json").touch()
+    monkeypatch.chdir(tmp_path)
+    assert Dataset(*words).is_directory is is_directory
 
 
 def check(code: str) -> None:

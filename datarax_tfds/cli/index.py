@@ -1,46 +1,50 @@
 """`datarax-tfds index`: builds the indexes of TFRecord files, with all cores."""
 
-import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from datarax_tfds.cli.dataset import Dataset
 from datarax_tfds.stores.object_path import ObjectPath
 
-HELP = "build the indexes that the TFRecord files in a directory lack, so that no job has to"
+
+@dataclass(frozen=True)
+class Command:
+    """Builds the indexes that the TFRecord files of a dataset lack, so that no job has to.
+
+    Ends with 1 if a file cannot be indexed, or if there is none.
+    """
+
+    dataset: Dataset
+
+    def run(self) -> int:
+        import multiprocessing
+        from concurrent.futures import ProcessPoolExecutor
+
+        from datarax_tfds.cli.terminal import progress
+
+        paths, missing = tfrecord_files(self.dataset.directory())
+        failures: list[str] = []
+        if missing:
+            # Processes, because a thread that follows the lengths of records holds up the others.
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(mp_context=context) as pool:
+                done = progress(pool.map(_failure, missing, chunksize=8), len(missing), "indexing")
+                failures = [failure for failure in done if failure]
+        indexed = len(paths) - len(failures)
+        sys.stdout.write(f"{indexed:,} of {len(paths):,} TFRecord files have an index\n")
+        sys.stderr.writelines(f"{failure}\n" for failure in failures)
+        return 0 if paths and not failures else 1
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "directory",
-        help="the directory of a version, as DATA_DIR/mnist/3.0.1 or gs://bucket/mnist/3.0.1",
-    )
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Returns 0 if each TFRecord file has an index now, else 1."""
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-
-    store = ObjectPath.parse(arguments.directory)
-    paths, missing = _files(Path(arguments.directory)) if store is None else _objects(store)
-    failures: list[str] = []
-    if missing:
-        # Processes, because a thread that follows the lengths of records holds up the others.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(mp_context=context) as pool:
-            failures = [failure for failure in pool.map(_failure, missing, chunksize=8) if failure]
-    indexed = len(paths) - len(failures)
-    sys.stdout.write(f"{indexed:,} of {len(paths):,} TFRecord files have an index\n")
-    sys.stderr.writelines(f"{failure}\n" for failure in failures)
-    return 0 if paths and not failures else 1
-
-
-def _files(directory: Path) -> tuple[Sequence[PurePath], Sequence[PurePath]]:
+def tfrecord_files(directory: PurePath) -> tuple[Sequence[PurePath], Sequence[PurePath]]:
     """The TFRecord files in a directory, and those that have no index."""
+    if isinstance(directory, ObjectPath):
+        return _objects(directory)
     from datarax_tfds.files.tfrecord_index import TFRecordOpener
 
-    paths = sorted(directory.glob("*.tfrecord*"))
+    paths = sorted(Path(directory).glob("*.tfrecord*"))
     return paths, TFRecordOpener().unindexed(paths)
 
 

@@ -1,0 +1,98 @@
+"""What all commands print: tables, JSON, and on a terminal what they are doing."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+
+def doing(what: str) -> None:
+    """Says on a terminal what is done next, as "importing TensorFlow"."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"datarax-tfds: {what} ...\n")
+        sys.stderr.flush()
+
+
+def import_tensorflow() -> None:
+    """Imports JAX, TensorFlow and TFDS, which takes seconds, and says so; without their notes."""
+    if "tensorflow" in sys.modules:
+        return
+    doing("importing JAX, TensorFlow and TFDS")
+    with _environment(TF_CPP_MIN_LOG_LEVEL="2"):
+        import tensorflow  # noqa: F401
+        import tensorflow_datasets  # noqa: F401
+
+        import datarax_tfds.public_names  # noqa: F401
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(f"{json.dumps(value, indent=2)}\n")
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "") -> None:
+    """Prints a table: with lines and colours on a terminal, as plain aligned columns elsewhere.
+
+    Numbers are aligned to the right.
+    """
+    cells = [[_cell(value) for value in row] for row in rows]
+    right = [
+        bool(cells) and all(_is_number(row[at]) for row in cells) for at in range(len(columns))
+    ]
+    if sys.stdout.isatty():
+        _print_rich(columns, cells, right, title)
+        return
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    lines = [title] if title else []
+    for row in [columns, *cells]:
+        aligned = [
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(row, widths, right, strict=True)
+        ]
+        lines.append("  ".join(aligned).rstrip())
+    sys.stdout.write("\n".join([*lines, "\n"]))
+
+
+def _print_rich(
+    columns: Sequence[str], cells: list[list[str]], right: list[bool], title: str
+) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left")
+    for name, to_right in zip(columns, right, strict=True):
+        table.add_column(name, justify="right" if to_right else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*map(escape, row))
+    Console().print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _is_number(cell: str) -> bool:
+    return cell.replace(",", "").isdecimal() or cell == "-"
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Sets variables, unless they are set, while a library that reads them is imported."""
+    ours = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ |= ours
+    try:
+        yield
+    finally:
+        for name in ours:
+            del os.environ[name]
+
+
+def progress(items: Iterable[Any], total: int, what: str, unit: str = " files") -> Iterator[Any]:
+    """Passes items on, with a bar on a terminal if it takes longer than a second."""
+    from tqdm import tqdm
+
+    yield from tqdm(items, desc=what, total=total, unit=unit, delay=1.0, disable=None)
