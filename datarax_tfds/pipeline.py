@@ -1,6 +1,7 @@
 """Turns the records of a source, and the stages after it, into batches."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from itertools import accumulate, starmap
@@ -38,7 +39,8 @@ from datarax_tfds.stages.stages import Batch, Stage, StageGraph, are_random, des
 from datarax_tfds.state.state import Identity, to_state
 from sharding.checks import is_integer, refused
 from sharding.jax_context import OwnContext, users_context
-from sharding.placement import as_arguments, check_batch_size, mesh_of, on_mesh
+from sharding.local_batch import local_batch
+from sharding.placement import as_arguments, check_batch_size, mesh_of, on_mesh, processes_of
 
 _DONATED = ("modules", "init_carry")  # what `scan` can donate
 _FAULT_FINDERS = ("jax_debug_nans", "jax_debug_infs", "jax_disable_jit")
@@ -54,6 +56,8 @@ class Pipeline(nnx.Module):
 
     There are three ways to drive it, which give the same batches: this loop, `step` inside a
     function of your own that `nnx.jit` compiles, and `scan`, which runs many steps as one program.
+    For loops that ask for batches with `next`, and those of other libraries, there are `batches`
+    and `local_batches`.
 
     Batch k holds the same records, bit for bit, on any mesh and any number of processes. The cursor
     is that of the source. It counts the batches that were handed out, not those prefetched.
@@ -232,6 +236,64 @@ class Pipeline(nnx.Module):
             ValueError: `n` is not an integer of at least 0.
         """
         return CursorIterator(self, size=0, steps=integer(0)(Field("Pipeline.steps", "n", n)))
+
+    def batches(
+        self, num_epochs: int | None = None, *, as_numpy: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """Iterates over the batches from the cursor on, past the ends of epochs, for `next`.
+
+            batches = pipeline.batches()
+            for step in range(1000):
+                train_step(model, next(batches))
+
+        It moves the cursor of the pipeline, as a loop over the pipeline does: several iterators
+        take turns, `pipeline.get_state()` is the position after the batch that was handed out last,
+        and after `pipeline.set_state` the iterator goes on from there. `prefetch_to_device` takes
+        it, too.
+
+        Args:
+            num_epochs: After how many epochs of the run to end, counted from its beginning and not
+                from the cursor: so a run that is resumed ends where it would have. None for never.
+            as_numpy: Whether a batch is made of NumPy arrays, as those of `local_batches`. Needs
+                all rows in this process.
+
+        Raises:
+            ValueError: `num_epochs` is not an integer of at least 0, or `as_numpy` is set and other
+                processes hold rows.
+        """
+        processes = processes_of(self.source.sharding)
+        if as_numpy and len(processes) > 1:
+            raise refused(
+                ValueError,
+                "Pipeline.batches",
+                "as_numpy must be left out where several processes hold the rows of a batch.",
+                processes=len(processes),
+                fix="use local_batches(), which gives each process its own rows",
+            )
+        if as_numpy:
+            return self.local_batches(num_epochs)
+        return CursorIterator(self, size=0, steps=self._steps_until(num_epochs, "batches"))
+
+    def local_batches(self, num_epochs: int | None = None) -> Iterator[dict[str, Any]]:
+        """Iterates as `batches` does, over the rows of this process as NumPy arrays.
+
+        For training loops that place arrays on the devices themselves, such as `fit` of Keras:
+
+            images_and_labels = ((b["image"], b["label"]) for b in pipeline.local_batches())
+
+        The rows are those on the devices of this process, in the order of the global batch, each of
+        them once. If several processes hold a row, as along a model axis, each of them gets it.
+        Every process must ask for the same batches. Batches are made on the devices, and then
+        copied to the host; on a CPU, nothing is copied if the process has one device.
+
+        Args:
+            num_epochs: As for `batches`.
+
+        Returns:
+            An iterator over arrays `[rows, ...]`, with the `host_keys`. Do not write to them.
+        """
+        steps = self._steps_until(num_epochs, "local_batches")
+        return CursorIterator(self, size=0, steps=steps, convert=self._local_batch)
 
     def step(self) -> Batch:
         """Returns the next batch. After the last one of an epoch, the next epoch begins.
@@ -415,6 +477,17 @@ class Pipeline(nnx.Module):
         """
         subject = f"Pipeline of {self.source.name}"
         self.source.restore(state, self.identity, subject, "Pipeline.set_state")
+
+    def _steps_until(self, num_epochs: int | None, call: str) -> Callable[[Cursor], int]:
+        """Says how many batches there are from a cursor to the end of so many epochs of the run."""
+        if num_epochs is None:
+            return lambda _: sys.maxsize
+        end = Cursor(integer(0)(Field(f"Pipeline.{call}", "num_epochs", num_epochs)))
+        return lambda cursor: self.schedule.steps_between(cursor, end)
+
+    def _local_batch(self, cursor: Cursor, batch: Batch) -> Batch:
+        batch_size = self.schedule.at(cursor).batch_size
+        return local_batch(batch, batch_size, self.source.sharding)
 
     def _handed_out(self, rows: int) -> int | None:
         """The number of records in this many rows; None if no record is ever skipped."""

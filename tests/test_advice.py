@@ -169,6 +169,11 @@ NOT_FOLLOWED = [
         f"it takes several processes: {SERVED} follows it",
     ),
     (
+        "as_numpy must be left out where several processes hold the rows of a batch.",
+        "use local_batches(), which gives each process its own rows",
+        f"it takes several processes: {SERVED} follows it",
+    ),
+    (
         "it has had no batch for ... s, and waits for other processes.",
         f"{LOGS} larger stall_timeout_s in initialize()",
         f"it takes several processes, and a person: {FAILED} raises it",

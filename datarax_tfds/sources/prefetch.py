@@ -57,8 +57,8 @@ def prefetch_to_device(iterable: Iterable[Any], size: int = 2) -> Iterator[Any]:
             train_step(model, batch)
 
     Args:
-        iterable: A pipeline, its `steps(n)`, a source, or any iterable of arrays, which are moved
-            to the device.
+        iterable: A pipeline, its `steps(n)` or `batches()`, a source, or any iterable of arrays,
+            which are moved to the device.
         size: How many batches to prefetch beside the current one. Each takes memory of the device.
 
     Returns:
@@ -92,14 +92,23 @@ class CursorIterator(Iterator[Any]):
     Args:
         source: The pipeline or source whose cursor it moves.
         size: How many batches to make beside the current one.
-        steps: How many batches to hand out, past the ends of epochs; None for the rest of the
-            epoch.
+        steps: How many batches to hand out, past the ends of epochs; or a function that says how
+            many there are from a cursor on. None for the rest of the epoch.
+        convert: What is handed out in place of the batch at a cursor.
     """
 
-    def __init__(self, source: Positioned, size: int, steps: int | None = None):
+    def __init__(
+        self,
+        source: Positioned,
+        size: int,
+        steps: int | Callable[[Cursor], int] | None = None,
+        convert: Callable[[Cursor, Any], Any] | None = None,
+    ):
         self._source = source
         self._size = size
-        self._left = steps
+        self._left = None if callable(steps) else steps
+        self._left_at = steps if callable(steps) else None
+        self._convert = convert
         self._begun: Iterator[tuple[Cursor, Taken]] | None = None
         self._sampler: Sampler | None = None  # the order in which the batches below come
         self._buffer = deque[tuple[Cursor, Taken]]()
@@ -127,7 +136,8 @@ class CursorIterator(Iterator[Any]):
                 self._restart()
                 self._sampler = self._source.sampler
             if self._begun is None:
-                self._begun = self._source.upcoming(self._left)
+                left = self._left if self._left_at is None else self._left_at(cursor)
+                self._begun = self._source.upcoming(left)
             while len(self._buffer) <= self._size:
                 begun = next(self._begun, None)
                 if begun is None:
@@ -141,9 +151,12 @@ class CursorIterator(Iterator[Any]):
                 raise end
             before, taken = self._buffer.popleft()
             if before == cursor:
+                if self._convert is not None:
+                    taken = taken._replace(result=self._convert(cursor, taken.result))
                 return taken if self._left is None else self._counted(taken, self._left)
             # set_state() or another loop has moved the cursor: these batches are not the next ones.
-            if self._left is None and cursor.epoch > before.epoch:
+            within_epoch = self._left is None and self._left_at is None
+            if within_epoch and cursor.epoch > before.epoch:
                 raise end
             self._restart()
         raise end

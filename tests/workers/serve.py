@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 DATA_DIR, OUT = sys.argv[1], Path(sys.argv[2])
 
@@ -103,17 +104,24 @@ def check_that_only_local_rows_are_read(sharding: NamedSharding) -> None:
     assert sorted(numbers) == sorted(held)
 
 
-def check_that_the_host_has_its_rows_of_what_stays_there(
-    name: str, layout: str, sharding: NamedSharding
-) -> None:
+def check_that_the_host_has_its_rows(name: str, layout: str, sharding: NamedSharding) -> None:
+    """Of what stays on the host, and of whole batches, if it asks for them."""
     source = source_of(name, layout, sharding, host_keys={"label"})
-    for batch in Pipeline(source=source, batch_size=SIZE, remainder="pad"):
+    pipeline, other = (
+        Pipeline(source=nnx.clone(source), batch_size=SIZE, remainder="pad") for _ in range(2)
+    )
+    for batch, local in zip(pipeline, other.local_batches(num_epochs=1), strict=True):
         rows = {}
-        for column in ("id", "mask"):
+        for column in ("id", "image", "mask"):
             shards = batch[column].addressable_shards
             slices = {shard.index[0].indices(SIZE)[0]: shard.data for shard in shards}
             rows[column] = np.concatenate([slices[start] for start in sorted(slices)])
         assert batch["label"].tolist() == (rows["id"] % 7 * rows["mask"]).tolist()
+        rows["label"] = batch["label"]
+        assert all(np.array_equal(local[column], rows[column]) for column in batch)
+    if jax.process_count() > 1:
+        with pytest.raises(ValueError, match="use local_batches"):
+            pipeline.batches(as_numpy=True)
 
 
 def noted(batch: dict[str, Any]) -> list[Any]:
@@ -160,7 +168,7 @@ def main() -> None:
                 check_that_only_local_rows_are_read(sharding)
 
             if mesh in ("all", CROSSING):
-                check_that_the_host_has_its_rows_of_what_stays_there(name, layout, sharding)
+                check_that_the_host_has_its_rows(name, layout, sharding)
 
             if (mesh, layout) not in WITHIN_JIT[jax.process_count()]:
                 continue
