@@ -13,7 +13,7 @@ from flax import nnx
 
 from datarax_tfds.decoding.device_dtypes import path_name
 from datarax_tfds.errors import StateMismatchError
-from datarax_tfds.order.cursor import Cursor
+from datarax_tfds.order.cursor import Cursor, require_cursor
 from datarax_tfds.order.growing import AnySchedule
 from datarax_tfds.order.keys import threefry_2x32
 from datarax_tfds.order.mixture import MixtureOrder, Stage, names_of, stages_of_version
@@ -214,7 +214,8 @@ class MixtureSource(Source[MixtureRecords]):
         self.require_movable()
         removed = {name for name, part in self.parts.items() if part is None}
         whole = weights_of_parts(weights, self.order.names, removed, self.name)
-        start, now = self._position(self._checked(at)), self._position(self.cursor)
+        at = self.cursor if at is None else require_cursor(at, self.length, self.name, "at")
+        start, now = self._position(at), self._position(self.cursor)
         if start < now:
             if self.order.stages[self.order.at_stage(start)].weights == whole:
                 return
@@ -232,21 +233,6 @@ class MixtureSource(Source[MixtureRecords]):
         with self.turn:
             self.sampler = dataclasses.replace(self.sampler, order=order)
             self._absent = self._absent_from(self.cursor)
-
-    def _checked(self, at: Any) -> Cursor:
-        if at is None:
-            return self.cursor
-        sound = isinstance(at, Cursor) and is_integer(at.epoch, 0) and is_integer(at.index, 0)
-        if not sound or at.index >= self.length or at.epoch >= 2**31:
-            raise refused(
-                ValueError if isinstance(at, Cursor) else TypeError,
-                self.name,
-                "at must be a Cursor in an epoch.",
-                at=repr(at),
-                records=self.length,
-                fix="use at=Cursor(epoch=0, index=0), with an index below the records of an epoch",
-            )
-        return at
 
     def _position(self, cursor: Cursor) -> int:
         return cursor.epoch * self.length + cursor.index

@@ -15,7 +15,7 @@ from flax import nnx
 from datarax_tfds.config.config import TFDSStreamingConfig
 from datarax_tfds.config.fields import Field, integer
 from datarax_tfds.decoding.record_spec import require_arrays
-from datarax_tfds.order.cursor import Cursor, Remainder, warn_of_repeats
+from datarax_tfds.order.cursor import Cursor, Remainder, require_cursor, warn_of_repeats
 from datarax_tfds.order.growing import AnySchedule, BatchSizes, described, schedule_of, sizes_of
 from datarax_tfds.order.sampler import BatchAt, Sampler, Selection, Traced
 from datarax_tfds.order.wide_numbers import as_device_numbers
@@ -411,7 +411,12 @@ class Pipeline(nnx.Module):
         So `step_at(pipeline.cursor)` is the number of steps that were done, and
         `step_at(Cursor(90, 0))` that of 90 epochs, as learning rate schedules need it. Both are
         those of a run that has had this batch size from its beginning.
+
+        Raises:
+            TypeError: `cursor` is not a `Cursor`.
+            ValueError: It is not a place in an epoch.
         """
+        cursor = require_cursor(cursor, self.source.length, "Pipeline.step_at", "cursor")
         return self.schedule.steps_between(Cursor(), cursor)
 
     @property

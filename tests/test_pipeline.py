@@ -10,6 +10,7 @@ from conftest import shardings
 from contract import N, check_records, equal, ids
 from flax import nnx
 from oracle import expected_ids
+from refusals import refused
 from sources import SOURCES, config_of
 from sources import loaded as loaded_once
 
@@ -175,6 +176,12 @@ class TestGrowing:
                 step += 1
                 assert pipeline.step_at(pipeline.cursor) == step
                 assert pipeline.cursor_at(step) == pipeline.cursor
+
+    @pytest.mark.parametrize("cursor", [7, Cursor(-1, 0), Cursor(0, 10**9)])
+    def test_a_step_at_no_place_of_an_epoch_is_refused(self, source, cursor):
+        kind = ValueError if isinstance(cursor, Cursor) else TypeError
+        with refused(kind, "cursor must be a Cursor"):
+            Pipeline(source=source, batch_size=8).step_at(cursor)
 
     def test_a_run_goes_on_with_another_schedule(self, source, loaded):
         sizes = [8, self.SIZES, [(0, 16), (40, 8), (300, 32)], self.SIZES, 24]

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from sharding.checks import error_message, nearest, refused
+from sharding.checks import error_message, is_integer, nearest, refused
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +27,27 @@ class Cursor:
 
     epoch: int = 0
     index: int = 0
+
+
+def require_cursor(value: Any, length: int, subject: str, name: str) -> Cursor:
+    """Returns an argument that must be a cursor in an epoch of `length` positions.
+
+    Raises:
+        TypeError: It is not a `Cursor`.
+        ValueError: Its epoch or its index is outside.
+    """
+    a_cursor = isinstance(value, Cursor)
+    in_place = a_cursor and is_integer(value.epoch, 0) and is_integer(value.index, 0)
+    if not in_place or value.index >= length or value.epoch >= 2**31:
+        raise refused(
+            ValueError if a_cursor else TypeError,
+            subject,
+            f"{name} must be a Cursor in an epoch.",
+            **{name: repr(value)},
+            records=length,
+            fix=f"use {name}=Cursor(epoch=0, index=0), with an index below the records of an epoch",
+        )
+    return value
 
 
 class Span(NamedTuple):

@@ -279,7 +279,7 @@ class _Tables(NamedTuple):
     depth: int
 
 
-def located(starts: Sequence[int], numbers: Any) -> tuple[Any, Any]:
+def located(starts: tuple[int, ...], numbers: Any) -> tuple[Any, Any]:
     """The part of each record, and its number in that part; traceable.
 
     Args:
@@ -288,9 +288,14 @@ def located(starts: Sequence[int], numbers: Any) -> tuple[Any, Any]:
         numbers: An array of NumPy or JAX.
     """
     xp: Any = jnp if isinstance(numbers, jax.Array) else np
-    first = xp.asarray(np.array(starts[:-1], number_dtype(starts[-1])))
+    first = xp.asarray(_firsts(starts))
     part = xp.searchsorted(first, numbers, side="right") - 1
     return part, numbers - first[part]
+
+
+@functools.lru_cache(maxsize=64)
+def _firsts(starts: tuple[int, ...]) -> np.ndarray:
+    return np.array(starts[:-1], number_dtype(starts[-1]))
 
 
 def stages_of_version(version: str, parts: int) -> tuple[Stage, ...] | None:

@@ -25,7 +25,7 @@ class JoinedReader:
     def __init__(
         self,
         parts: Sequence[tuple[Reader, DecodedRecords] | None],
-        starts: Sequence[int],
+        starts: tuple[int, ...],
         subject: str,
     ):
         readers = [part[0] for part in parts if part is not None]

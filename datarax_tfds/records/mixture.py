@@ -179,7 +179,7 @@ class MixtureRecords:
         xp: Any = jnp if isinstance(numbers, jax.Array) else np
         part, within = located(self._starts, numbers)
         part = xp.where(numbers < self._starts[-1], part, -1)
-        return xp.stack([part.astype(np.int32), within.astype(np.int32)], axis=-2)
+        return xp.stack([part, within], axis=-2).astype(np.int32)
 
     def _host_rows(
         self, on_host: HostRows, records: EagerRecords, drawn: np.ndarray, part: int
