@@ -1,7 +1,7 @@
 """Trains a small network on images of a TFDS dataset, on any number of processes and devices.
 
     python scripts/train.py configs/digits.yaml --epochs 10
-    scripts/launch_local.py 4 -- python scripts/train.py configs/digits.yaml
+    datarax-tfds launch 4 -- python scripts/train.py configs/digits.yaml
 
 A run that was killed continues from its last checkpoint when it is started again. After a SIGTERM
 to any process, all processes save the same step and stop.

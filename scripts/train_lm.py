@@ -1,7 +1,7 @@
 """Trains a small language model on packed text, on any number of processes and devices.
 
     python scripts/train_lm.py configs/docstrings.yaml --steps 600
-    scripts/launch_local.py 2 -- python scripts/train_lm.py configs/docstrings.yaml
+    datarax-tfds launch 2 -- python scripts/train_lm.py configs/docstrings.yaml
 
 A run that was killed continues from its last checkpoint when it is started again, also on another
 number of processes.

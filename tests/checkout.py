@@ -3,8 +3,9 @@
 import sys
 from pathlib import Path
 
-import launch_local
 import warmed
+
+from datarax_tfds.cli import launching
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("sharding", "datarax_tfds")
@@ -18,6 +19,6 @@ TRAIN = [sys.executable, str(ROOT / "scripts/train.py"), str(ROOT / "configs/dig
 def run(count: int, script: str, *args: object, logs: Path, timeout_s: float = GUARD_S) -> None:
     """Runs a worker in `count` processes and fails with what it printed."""
     command = [sys.executable, str(WORKERS / script), *map(str, args)]
-    status = launch_local.launch(count, command, logs, timeout_s, warmed.Popen)
+    status = launching.launch(count, command, logs, timeout_s, warmed.Popen)
     printed = "".join(path.read_text()[-3000:] for path in sorted(logs.glob("*.log")))
     assert status == 0, printed

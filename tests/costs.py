@@ -21,7 +21,7 @@ OF_PROCESSES = {
     "test_endings",
     "test_environment",
     "test_forks",
-    "test_launch_local",
+    "test_cli_launch",
     "test_launchers",
     "test_packed_processes",
     "test_preparing",

@@ -6,11 +6,11 @@ import shutil
 import sys
 import time
 
-import launch_local
 import pytest
 import warmed
 from checkout import GUARD_S, WORKERS, run
 
+from datarax_tfds.cli import launching
 from sharding.hosts.agreement import agree
 
 DIFFERS = {
@@ -82,7 +82,7 @@ def test_no_process_waits_for_one_that_failed(
     data_dir, tmp_path, figure, how, who, heard, within_s
 ):
     command = [sys.executable, str(WORKERS / "end.py"), str(data_dir), how, str(who)]
-    processes = launch_local.start(2, command, tmp_path, warmed.Popen)
+    processes = launching.start(2, command, tmp_path, warmed.Popen)
     others = [process for number, process in enumerate(processes) if number != who]
     logs = [tmp_path / f"process-{number}.log" for number in (0, 1)]
     deadline = time.monotonic() + GUARD_S
@@ -103,7 +103,7 @@ def test_no_process_waits_for_one_that_failed(
             assert [process.wait(GUARD_S) for process in processes] == [70, 70]
             ended = time.time()
     finally:
-        launch_local.end(processes)
+        launching.end(processes)
     begun = float(re.search(r"at ([\d.]+)", logs[who].read_text())[1])
     assert re.search(heard, logs[1 - who].read_text())
     name = {

@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import launch_local
 import object_servers
 import pytest
 import warmed
@@ -19,6 +18,7 @@ from checkout import GUARD_S, WORKERS
 from contract import KEPT, N
 from oracle import expected_ids, mixed, numbers_of_epochs
 
+from datarax_tfds.cli import launching
 from datarax_tfds.order.order import Order
 
 WORKER = WORKERS / "train_and_note.py"
@@ -117,7 +117,7 @@ def test_killed_and_gone_on_with_elsewhere_every_record_comes_once(
         datasets = data_dir if place == "disk" else store
         command = [sys.executable, WORKER, datasets, checkpoints, ledger, kind, batch_size, epochs]
         command = [*map(str, command), str(moment)]
-        processes = launch_local.start(count, command, logs, warmed.Popen)
+        processes = launching.start(count, command, logs, warmed.Popen)
         steps = chance.randint(5, 9) if moment == "random" else float("inf")
         deadline = time.monotonic() + GUARD_S
         try:
@@ -130,7 +130,7 @@ def test_killed_and_gone_on_with_elsewhere_every_record_comes_once(
             if moment == "random":
                 time.sleep(chance.random() * 0.05)  # anywhere in a step, or in a save
         finally:
-            launch_local.end(processes)
+            launching.end(processes)
         printed = "\n".join(path.read_text()[-2000:] for path in logs.glob("*.log"))
         states = [process.returncode for process in processes]
         if moment is None:

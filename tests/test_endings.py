@@ -5,10 +5,11 @@ import subprocess
 import sys
 import time
 
-import launch_local
 import pytest
 import warmed
 from checkout import GUARD_S, WORKERS
+
+from datarax_tfds.cli import launching
 
 # These wait for 10 to 30 s, nearly all of it without work.
 LONG = [("thread", 1), ("SystemExit", 1), ("end", 0), ("end early", 1), ("SystemExit early", 1)]
@@ -28,7 +29,7 @@ def run(cases, folder):
             log = logs / f"process-{1 - who}.log"
             # What forks is a new process, since a copy is the child of a fork itself.
             popen = subprocess.Popen if "children" in how else warmed.Popen
-            jobs[how, who] = launch_local.start(2, command, logs, popen), log
+            jobs[how, who] = launching.start(2, command, logs, popen), log
         deadline = time.monotonic() + GUARD_S
         for case, (processes, log) in jobs.items():
             while any(process.poll() is None for process in processes):
@@ -37,7 +38,7 @@ def run(cases, folder):
             found[case] = [process.returncode for process in processes], log.read_text()
     finally:
         for processes, _ in jobs.values():
-            launch_local.end(processes)
+            launching.end(processes)
     return found
 
 

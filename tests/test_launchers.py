@@ -9,11 +9,11 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import jax
-import launch_local
 import pytest
 from checkout import GUARD_S, WORKERS
 from refusals import refused
 
+from datarax_tfds.cli import launching
 from sharding import initialize
 from sharding.hosts.job import job
 from sharding.hosts.processes import require_all_processes
@@ -448,7 +448,7 @@ def started(variables, arguments, folder):
                 )
         yield processes
     finally:
-        launch_local.end(processes)
+        launching.end(processes)
 
 
 def check_joined(variables, arguments, gpus, folder):
@@ -464,7 +464,7 @@ def check_joined(variables, arguments, gpus, folder):
 
 @pytest.mark.parametrize("name", JOBS)
 def test_the_processes_of_a_launcher_find_each_other(name, tmp_path):
-    port = launch_local.free_port()
+    port = launching.free_port()
     variables, gpus = zip(*(JOBS[name](number, port) for number in range(2)), strict=True)
     with metadata_server(0) as (first, asked), metadata_server(1) as (second, _):
         servers = [{"GCE_METADATA_IP": server} for server in (first, second)]
@@ -477,7 +477,7 @@ def test_the_processes_of_a_launcher_find_each_other(name, tmp_path):
 
 
 def test_arguments_say_what_the_environment_does_not(tmp_path):
-    port = launch_local.free_port()
+    port = launching.free_port()
     address = {"coordinator_bind_address": f"127.0.0.1:{port}", "local_device_ids": [3]}
     arguments = [
         address

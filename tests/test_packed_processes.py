@@ -5,13 +5,13 @@ import signal
 import sys
 import time
 
-import launch_local
 import numpy as np
 import packed_texts
 import warmed
 from checkout import GUARD_S, WORKERS
 from oracle import numbers_of_epochs
 
+from datarax_tfds.cli import launching
 from datarax_tfds.order.order import Order
 
 # Processes, batch size, steps, and whether it is killed after the last one, which is not saved.
@@ -30,7 +30,7 @@ def test_killed_and_gone_on_with_elsewhere_every_row_comes_once(tmp_path):
         how = "killed" if killed else "ends"
         command = [tmp_path / "data", place, "concat", size, steps, how]
         command = [sys.executable, *map(str, [WORKERS / "packs.py", *command])]
-        processes = launch_local.start(count, command, logs, warmed.Popen)
+        processes = launching.start(count, command, logs, warmed.Popen)
         deadline = time.monotonic() + GUARD_S
         try:
             while processes[0].poll() is None:
@@ -39,7 +39,7 @@ def test_killed_and_gone_on_with_elsewhere_every_row_comes_once(tmp_path):
             if not killed:
                 assert [process.wait(GUARD_S) for process in processes] == [0] * count
         finally:
-            launch_local.end(processes)
+            launching.end(processes)
         printed = "\n".join(path.read_text()[-2000:] for path in logs.glob("*.log"))
         assert processes[0].returncode == (-signal.SIGKILL if killed else 0), printed
         encoded.append([int((place / f"encoded-{n}").read_text()) for n in range(count)])

@@ -5,11 +5,11 @@ import signal
 import subprocess
 import sys
 
-import launch_local
 import pytest
 from checkout import GUARD_S, WORKERS
 
 from datarax_tfds import Preemption
+from datarax_tfds.cli import launching
 
 
 @pytest.fixture
@@ -121,13 +121,11 @@ def test_a_number_that_is_no_signal_is_refused():
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGUSR1", "nobody asks"])
 def test_a_signal_to_one_process_stops_all_at_one_step_or_says_that_nobody_asks(tmp_path, how):
-    processes = launch_local.start(
-        2, [sys.executable, str(WORKERS / "preempted.py"), how], tmp_path
-    )
+    processes = launching.start(2, [sys.executable, str(WORKERS / "preempted.py"), how], tmp_path)
     try:
         assert [process.wait(GUARD_S) for process in processes] == [0, 0]
     finally:
-        launch_local.end(processes)
+        launching.end(processes)
     logs = [(tmp_path / f"process-{number}.log").read_text() for number in (0, 1)]
     if how == "nobody asks":
         assert [log.count("has built no Preemption") for log in logs] == [1, 1], logs

@@ -7,12 +7,12 @@ import subprocess
 import sys
 import time
 
-import launch_local
 import pytest
 import warmed
 from checkout import GUARD_S, WORKERS
 
 from datarax_tfds import DatasetNotFoundError, TFDSEagerConfig, WaitTimeoutError
+from datarax_tfds.cli import launching
 from datarax_tfds.files.preparing import only_preparer, prepare_options
 from datarax_tfds.files.split import open_split
 
@@ -54,7 +54,7 @@ def test_of_four_processes_one_prepares(tmp_path, figure, full):
 
 def test_hosts_that_share_no_file_system_are_told(tmp_path):
     command = [sys.executable, WORKER, tmp_path / "data", tmp_path / "notes", "0"]
-    assert launch_local.launch(2, list(map(str, command)), tmp_path, GUARD_S, warmed.Popen) == 0
+    assert launching.launch(2, list(map(str, command)), tmp_path, GUARD_S, warmed.Popen) == 0
     assert len(makers(tmp_path)) == 2
     logs = [(tmp_path / f"process-{number}.log").read_text() for number in (0, 1)]
     assert any("share no file system" in log for log in logs)

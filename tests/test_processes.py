@@ -8,7 +8,6 @@ import zlib
 
 import jax
 import jax.numpy as jnp
-import launch_local
 import numpy as np
 import object_servers
 import pytest
@@ -18,6 +17,7 @@ from checkout import GUARD_S, WORKERS, run
 from contract import N
 from oracle import numbers_of_epochs
 
+from datarax_tfds.cli import launching
 from datarax_tfds.order.keys import record_keys
 from datarax_tfds.order.order import Order
 
@@ -116,14 +116,14 @@ def slow_loads(data_dir, tmp_path_factory):
         for how, folder in folders.items():
             where = copied if how == "indexed" else data_dir
             command = [sys.executable, str(WORKERS / "loads_slowly.py"), str(where), how]
-            jobs[how] = launch_local.start(2, command, folder, warmed.Popen)
+            jobs[how] = launching.start(2, command, folder, warmed.Popen)
         statuses = {
             how: [process.wait(timeout=GUARD_S) and 70 for process in processes]
             for how, processes in jobs.items()
         }
     finally:
         for processes in jobs.values():
-            launch_local.end(processes)
+            launching.end(processes)
     logs = {
         how: [(folder / f"process-{number}.log").read_text() for number in range(2)]
         for how, folder in folders.items()

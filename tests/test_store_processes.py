@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from types import SimpleNamespace
 
-import launch_local
 import pytest
 import warmed
 from checkout import GUARD_S, WORKERS
@@ -16,6 +15,8 @@ from faulty_store import FaultyStore
 from object_servers import BUCKET, environment
 from oracle import expected_ids
 from test_object_store import many_objects
+
+from datarax_tfds.cli import launching
 
 COUNT, WHO, SIZE, FILES = 4, 2, 16, 3_000
 SHARD = ".tfrecord-0"
@@ -57,14 +58,14 @@ def job(data_dir, tmp_path_factory):
             folder,
             WHO,
         ]
-        processes = launch_local.start(COUNT, [*map(str, command)], folder, warmed.Popen)
+        processes = launching.start(COUNT, [*map(str, command)], folder, warmed.Popen)
         try:
             deadline = time.monotonic() + GUARD_S
             while any(process.poll() is None for process in processes):
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
         finally:
-            launch_local.end(processes)
+            launching.end(processes)
     said = [(folder / f"process-{process}.log").read_text() for process in range(COUNT)]
     assert all((folder / f"{process}.json").exists() for process in range(COUNT)), "\n".join(said)
     notes = [json.loads((folder / f"{process}.json").read_text()) for process in range(COUNT)]

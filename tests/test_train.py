@@ -6,12 +6,13 @@ import subprocess
 import sys
 import time
 
-import launch_local
 import pytest
 import warmed
-from checkout import GUARD_S, ROOT, TRAIN
+from checkout import GUARD_S, TRAIN
 
-LAUNCH = [sys.executable, str(ROOT / "scripts/launch_local.py")]
+from datarax_tfds.cli import launching
+
+LAUNCH = [sys.executable, "-m", "datarax_tfds", "launch"]
 ACCURACY = re.compile(r"test accuracy: ([\d.]+)% \((\d+) of (\d+) records\), step (\d+)")
 
 
@@ -55,7 +56,7 @@ def test_a_notice_of_preemption_makes_all_save_the_same_step_and_stop(place, tmp
     checkpoints = tmp_path / "checkpoints"
     command = [*TRAIN, "--epochs", "400", "--data-dir", str(place / "data")]
     command += ["--checkpoint-dir", str(checkpoints)]
-    processes = launch_local.start(count, command, tmp_path, warmed.Popen)
+    processes = launching.start(count, command, tmp_path, warmed.Popen)
     logs = [tmp_path / f"process-{number}.log" for number in range(count)]
     deadline = time.monotonic() + GUARD_S
     try:
@@ -66,7 +67,7 @@ def test_a_notice_of_preemption_makes_all_save_the_same_step_and_stop(place, tmp
         processes[-1].send_signal(signal.SIGTERM)
         assert [process.wait(GUARD_S) for process in processes] == [0] * count
     finally:
-        launch_local.end(processes)
+        launching.end(processes)
     said = [re.search(r"saved at step (\d+)", log.read_text())[1] for log in logs]
     assert len(set(said)) == 1
     assert (checkpoints / said[0] / "data/data_state.json").exists()

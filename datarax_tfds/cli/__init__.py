@@ -15,6 +15,7 @@ commands = {  # by name, what each does; the order is that of the help
     "info": "print the splits and features of a dataset, as a source hands them out",
     "audit": "check from cursor logs that each record of each epoch was delivered exactly once",
     "index": "build the indexes that the TFRecord files of a dataset lack, so that no job has to",
+    "launch": "run a command as several JAX processes on this machine",
 }
 _USAGE = "usage: datarax-tfds [--version] COMMAND ...\n"
 _STATUSES = """\

@@ -38,7 +38,6 @@ from datarax_tfds.order.order import Order
 from datarax_tfds.order.sampler import BatchAt
 
 GRAIN_THREADS = (1, 2, 4, 8, 16)
-LAUNCHER = Path(__file__).parents[1] / "launch_local.py"
 
 
 @dataclass(frozen=True)
@@ -273,7 +272,7 @@ def growing(options: Options) -> str:
     for count in (1, 2, 4):
         logs = options.out / f"processes-{count}"
         logs.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, str(LAUNCHER), str(count), "--logs", str(logs)]
+        command = [sys.executable, "-m", "datarax_tfds", "launch", str(count), "--logs", str(logs)]
         command += ["--timeout-s", "300", "--", sys.executable, __file__]
         command += ["--data-dir", str(options.data_dir), "--out", str(logs), "--process", "share"]
         subprocess.run(command, stdout=subprocess.DEVNULL, check=True)

@@ -1,49 +1,22 @@
-#!/usr/bin/env python3
-"""Runs a command as N JAX processes on this machine.
+"""Runs a command as several JAX processes on this machine.
 
-    scripts/launch_local.py 4 -- python scripts/train.py configs/digits.yaml
-
-The command has to call `datarax_tfds.initialize()`. The processes connect over 127.0.0.1, on a free
-port. Each process writes a log into a directory that is printed at the start, and the output of
-process 0 is shown as well. If a process fails, the script ends all of them, and prints which one
-failed and the end of its log.
+The processes connect over 127.0.0.1, on a free port. Each has a session of its own, so that it can
+be ended together with all that it starts.
 """
 
-import argparse
 import os
 import shlex
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+_NAME = "datarax-tfds launch"
 _TAIL_LINES = 25
 _POLL_S = 0.05
-
-
-def main() -> int:
-    """Launches the processes and waits for them. Returns the exit status for the shell."""
-    words = sys.argv[1:]
-    cut = words.index("--") if "--" in words else len(words)
-    own, command = words[:cut], words[cut + 1 :]
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s N [--timeout-s S] [--logs DIR] -- COMMAND ...",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("processes", type=int, help="the number of processes")
-    parser.add_argument("--timeout-s", type=float, help="end all processes after this many seconds")
-    parser.add_argument("--logs", type=Path, help="the directory of the logs; a new one by default")
-    args = parser.parse_args(own)
-    if args.processes < 1 or not command:
-        parser.error("give a number of processes, then -- and a command")
-    logs = args.logs or Path(tempfile.mkdtemp(prefix="launch_local-"))
-    logs.mkdir(parents=True, exist_ok=True)
-    return launch(args.processes, command, logs, args.timeout_s)
 
 
 def start(
@@ -94,7 +67,8 @@ def launch(
     """Runs the command `count` times. Returns 0 if all processes succeed."""
     deadline = time.monotonic() + (float("inf") if timeout_s is None else timeout_s)
     processes = start(count, command, logs, popen)
-    print(f"launch_local: {count} processes; their logs are in {logs}", file=sys.stderr)
+    sys.stderr.write(f"{_NAME}: {count} processes; their logs are in {logs}\n")
+    sys.stderr.flush()
     shown = 0
     try:
         while True:
@@ -107,10 +81,9 @@ def launch(
                 return 0
             if time.monotonic() > deadline:
                 late = [str(number) for number, state in enumerate(states) if state is None]
-                print(
-                    f"\nlaunch_local: after {timeout_s:g} s still running: process"
-                    f" {', '.join(late)}.\n  logs: {logs}",
-                    file=sys.stderr,
+                sys.stderr.write(
+                    f"\n{_NAME}: after {timeout_s:g} s still running: process"
+                    f" {', '.join(late)}.\n  logs: {logs}\n"
                 )
                 return 124
             time.sleep(_POLL_S)
@@ -124,13 +97,13 @@ def _report(number: int, states: list[int | None], command: list[str], log: Path
     """Prints which process failed, how, and the end of its log. Returns its exit status."""
     others = [f"{other} {_said(state)}" for other, state in enumerate(states) if other != number]
     lines = [
-        f"\nlaunch_local: process {number} of {len(states)} {_said(states[number])}.",
+        f"\n{_NAME}: process {number} of {len(states)} {_said(states[number])}.",
         f"  command: {shlex.join(command)}",
         f"  others:  {', '.join(others) or 'none'}",
         f"  log:     {log}, which ends with:",
         *(f"    {line}" for line in log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]),
     ]
-    print("\n".join(lines), file=sys.stderr)
+    sys.stderr.write("\n".join([*lines, ""]))
     status = states[number] or 0
     return 128 - status if status < 0 else status
 
@@ -159,7 +132,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

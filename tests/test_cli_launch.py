@@ -4,20 +4,22 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
+import tempfile
 
 import pytest
 from checkout import GUARD_S
 
-LAUNCHER = Path(__file__).parent.parent / "scripts" / "launch_local.py"
+from datarax_tfds.cli import main
+
+LAUNCH = [sys.executable, "-m", "datarax_tfds", "launch"]
 
 
 def launched(count, code, tmp_path, *options):
     worker = tmp_path / "worker.py"
     worker.write_text("import os, sys, time\nnumber = int(os.environ['JAX_PROCESS_ID'])\n" + code)
-    command = [LAUNCHER, str(count), "--logs", tmp_path / "logs", *options, "--"]
+    command = [*LAUNCH, str(count), "--logs", str(tmp_path / "logs"), *options, "--"]
     return subprocess.run(
-        [sys.executable, *map(str, command), sys.executable, str(worker)],
+        [*command, sys.executable, str(worker)],
         capture_output=True,
         text=True,
         timeout=GUARD_S,
@@ -81,10 +83,17 @@ def test_a_time_limit_ends_all_and_names_the_late(tmp_path):
     assert re.search(r"after 2 s still running: process (0, )?1\.", done.stderr)
 
 
-@pytest.mark.parametrize("arguments", [[], ["2"], ["0", "--", "true"], ["two", "--", "true"]])
-def test_a_wrong_command_line_is_explained(arguments):
-    done = subprocess.run(
-        [sys.executable, str(LAUNCHER), *arguments], capture_output=True, text=True, timeout=GUARD_S
-    )
-    assert done.returncode == 2
-    assert "usage:" in done.stderr
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "Missing"),
+        ("2", "then -- and a command"),
+        ("0 -- true", "give a number of processes"),
+        ("two -- true", "two"),
+        ("2 -- no-such-command --help", "No such file.*no-such-command"),
+    ],
+)
+def test_a_wrong_command_line_is_explained(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert main(["launch", *words.split()]) == 2
+    assert re.search(said, capsys.readouterr().err)

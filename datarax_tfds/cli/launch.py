@@ -1,0 +1,44 @@
+"""`datarax-tfds launch`: runs a command as several JAX processes on this machine."""
+
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from datarax_tfds.cli.launching import launch
+
+
+@dataclass(frozen=True)
+class Command:
+    """Runs a command as N JAX processes on this machine.
+
+    The command has to call datarax_tfds.initialize(). The processes connect over 127.0.0.1. Each
+    writes a log, and the output of process 0 is shown as well. If a process fails, all of them are
+    ended; which one failed is printed, with the end of its log, and its exit status is that of this
+    command. After the time limit, that is 124.
+
+    Args:
+        processes: The number of processes.
+        command: The command, after two dashes.
+        timeout_s: End all processes after this many seconds.
+        logs: The directory of the logs; by default, a new one.
+    """
+
+    processes: Annotated[Positional[int], arg(metavar="N")]
+    command: Annotated[Positional[tuple[str, ...]], arg(metavar="-- COMMAND ...")]
+    timeout_s: Annotated[float | None, arg(metavar="S")] = None
+    logs: Annotated[Path | None, arg(metavar="DIR")] = None
+
+    def run(self) -> int:
+        if self.processes < 1 or not self.command:
+            sys.stderr.write(
+                "usage: datarax-tfds launch N [options] -- COMMAND ...\n"
+                "datarax-tfds launch: give a number of processes, then -- and a command\n"
+            )
+            return 2
+        logs = self.logs or Path(tempfile.mkdtemp(prefix="datarax-tfds-launch-"))
+        logs.mkdir(parents=True, exist_ok=True)
+        return launch(self.processes, list(self.command), logs, self.timeout_s)
