@@ -17,6 +17,8 @@ from datarax_tfds.mixture_source import MixtureSource
 from datarax_tfds.order.cursor import Cursor
 from datarax_tfds.order.wide_numbers import join_words
 from datarax_tfds.packed_source import PackedSource
+from datarax_tfds.pictures.picture import Picture
+from datarax_tfds.pictures.placement import draw_placement
 from datarax_tfds.pipeline import Pipeline
 from datarax_tfds.sources.prefetch import prefetch_to_device
 from datarax_tfds.tfds_source import TFDSEagerSource, TFDSStreamingSource, from_tfds
@@ -43,6 +45,7 @@ __all__ = [
     "MixtureSource",
     "PackedSource",
     "PeerFailedError",
+    "Picture",
     "Pipeline",
     "Preemption",
     "StateMismatchError",
@@ -57,6 +60,7 @@ __all__ = [
     "batch_sharding",
     "decode_center_crop",
     "decode_random_crop",
+    "draw_placement",
     "evaluate",
     "from_tfds",
     "global_batch",

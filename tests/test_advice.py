@@ -15,6 +15,7 @@ import test_advice_filters
 import test_advice_hosts
 import test_advice_mixtures
 import test_advice_packed
+import test_advice_pictures
 import test_advice_records
 import test_advice_stores
 import test_advice_transforms
@@ -29,6 +30,7 @@ TABLES = (
     test_advice_hosts,
     test_advice_mixtures,
     test_advice_packed,
+    test_advice_pictures,
     test_advice_records,
     test_advice_stores,
     test_advice_transforms,

@@ -40,6 +40,7 @@ def programs(page: Path, data_dir: Path, tmp_path: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_programs_of_a_page_run_one_after_the_other(page, data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # those of this process stay its own
+    monkeypatch.chdir(tmp_path)  # for what a program writes
     steps = []
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
     with ocp.CheckpointManager(tmp_path, options=options) as manager:

@@ -1,6 +1,5 @@
 """`datarax-tfds launch`: runs a command as several JAX processes on this machine."""
 
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from datarax_tfds.cli.launching import launch
+from datarax_tfds.cli.terminal import wrong_usage
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,7 @@ class Command:
 
     def run(self) -> int:
         if self.processes < 1 or not self.command:
-            sys.stderr.write(
-                "usage: datarax-tfds launch N [options] -- COMMAND ...\n"
-                "datarax-tfds launch: give a number of processes, then -- and a command\n"
-            )
-            return 2
+            return wrong_usage("launch", "give a number of processes, then -- and a command")
         logs = self.logs or Path(tempfile.mkdtemp(prefix="datarax-tfds-launch-"))
         logs.mkdir(parents=True, exist_ok=True)
         return launch(self.processes, list(self.command), logs, self.timeout_s)

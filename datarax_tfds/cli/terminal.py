@@ -15,6 +15,12 @@ def doing(what: str) -> None:
         sys.stderr.flush()
 
 
+def wrong_usage(command: str, problem: str) -> int:
+    """Says what is wrong with the words of a command, and returns the exit status for that."""
+    sys.stderr.write(f"datarax-tfds {command}: {problem}\n")
+    return 2
+
+
 def import_tensorflow() -> None:
     """Imports JAX, TensorFlow and TFDS, which takes seconds, and says so; without their notes."""
     if "tensorflow" in sys.modules:

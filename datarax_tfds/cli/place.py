@@ -1,0 +1,124 @@
+"""`datarax-tfds place`: which host and device holds which rows of a batch, on any mesh."""
+
+import itertools
+import math
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import arg
+
+from datarax_tfds.cli.terminal import print_json, print_table, wrong_usage
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from datarax_tfds.pictures.placement import DeviceRows
+
+
+@dataclass(frozen=True)
+class Command:
+    """Prints which host and device holds which rows of a batch, on a mesh that need not exist here.
+
+    Devices have their places in the mesh in the order of their numbers, as on CPUs and GPUs. On
+    TPUs, make_mesh lays them out along the interconnect.
+
+    Args:
+        batch_size: Rows over all hosts.
+        mesh: The size of each axis, outermost first; one may be -1, for all devices that are left.
+        devices: The number of devices of all hosts. By default, the product of the axes.
+        hosts: The number of hosts.
+        axes: The axes along which batches are split; the others hold replicas.
+        picture: Also draw it into this file, as rows.png.
+        json: Print JSON.
+    """
+
+    batch_size: int
+    mesh: Annotated[str, arg(metavar="data=4,model=2")] = "data=-1"
+    devices: Annotated[int | None, arg(metavar="N")] = None
+    hosts: int = 1
+    axes: Annotated[str, arg(metavar="AXIS[,AXIS]")] = "data"
+    picture: Annotated[Path | None, arg(metavar="FILE")] = None
+    json: bool = False
+
+    def run(self) -> int:
+        sizes = _complete(_parsed(self.mesh), self.devices)
+        if sizes is None or math.prod(sizes.values()) % max(self.hosts, 1) or self.hosts < 1:
+            return wrong_usage(
+                "place",
+                "--mesh must be sizes by name, as data=4,model=2, whose product is the number of"
+                " --devices, and a multiple of the number of --hosts; one size may be -1 if"
+                f" --devices is given; got --mesh {self.mesh} --devices {self.devices}"
+                f" --hosts {self.hosts}",
+            )
+        from datarax_tfds.pictures.placement import device_rows, draw_placement
+        from sharding import batch_sharding
+
+        sharding = batch_sharding(_imagined(sizes, self.hosts), self.axes.split(","))
+        held = device_rows(sharding, self.batch_size)
+        if self.picture is not None:
+            draw_placement(sharding, self.batch_size).save(self.picture)
+        if self.json:
+            print_json([asdict(each) for each in held])
+        else:
+            _print(held)
+        return 0
+
+
+@dataclass(frozen=True)
+class _Device:
+    """What a mesh, and those who ask it who holds what, need to know of a device."""
+
+    id: int
+    process_index: int
+    platform: str = "imagined"
+
+    def default_memory(self) -> Any:
+        return SimpleNamespace(kind="device")
+
+
+def _parsed(text: str) -> dict[str, int]:
+    """The sizes of axes that a text like `data=4,model=2` gives; empty if it gives none."""
+    parts = [part.partition("=") for part in text.split(",")]
+    sizes = {name: int(size) for name, _, size in parts if name and size.lstrip("-").isdecimal()}
+    return sizes if len(sizes) == len(parts) else {}
+
+
+def _complete(sizes: dict[str, int], devices: int | None) -> dict[str, int] | None:
+    """The sizes with the one that is -1 worked out; None if they do not fit the devices."""
+    open_axes = [name for name, size in sizes.items() if size == -1]
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if len(open_axes) == 1 and devices is not None and known > 0:
+        sizes = sizes | {open_axes[0]: devices // known}
+    total = math.prod(sizes.values())
+    fits = sizes and min(sizes.values()) > 0 and devices in (None, total)
+    return sizes if fits else None
+
+
+def _imagined(sizes: dict[str, int], hosts: int) -> "Mesh":
+    """A mesh of devices that are not here, those of a host one after the other."""
+    import numpy as np
+    from jax.sharding import Mesh
+
+    count = math.prod(sizes.values())
+    devices = [_Device(number, number * hosts // count) for number in range(count)]
+    return Mesh(np.array(devices).reshape(tuple(sizes.values())), tuple(sizes))
+
+
+def _print(held: "list[DeviceRows]") -> None:
+    from datarax_tfds.pictures.placement import merged
+
+    axes = list(held[0].place)
+    rows = [
+        (each.process, each.device, *each.place.values(), f"{each.start}:{each.stop}")
+        for each in held
+    ]
+    print_table(["host", "device", *axes, "rows"], rows)
+    by_host = itertools.groupby(held, lambda each: each.process)
+    for host, devices in by_host:
+        slices = merged(devices)
+        count = sum(stop - start for start, stop in slices)
+        read = ", ".join(f"{start}:{stop}" for start, stop in slices)
+        sys.stdout.write(f"host {host} reads {count:,} rows: {read}\n")

@@ -1,0 +1,1 @@
+"""Pictures of batches, and of where their rows are. They need matplotlib, an extra."""

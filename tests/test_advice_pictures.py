@@ -1,0 +1,33 @@
+"""The fixes of messages about pictures."""
+
+import sys
+from unittest import mock
+
+import pytest
+from advice import Row
+
+from datarax_tfds import batch_sharding, draw_placement, make_mesh
+
+
+def drawn(_):
+    return draw_placement(batch_sharding(make_mesh({"data": -1})), 16)
+
+
+def drawn_without_matplotlib(u):
+    with mock.patch.dict(sys.modules, {"matplotlib": None, "matplotlib.figure": None}):
+        return drawn(u)
+
+
+ROWS = [
+    Row(
+        "pictures need matplotlib, which is not installed.",
+        "pip install 'datarax-tfds[pictures]'",
+        drawn_without_matplotlib,
+        drawn,
+    ),
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_what_a_message_advises_works(row, user):
+    row.follow(user)
