@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from flax import nnx
 
 from datarax_tfds.config.config import TFDSStreamingConfig
 from datarax_tfds.decoding.reader import RecordReader
+from datarax_tfds.files.kept_index import versions_of
 from datarax_tfds.files.split import Split
 from datarax_tfds.order.block_order import BlockOrder
 from datarax_tfds.order.cursor import Cursor
@@ -23,6 +25,7 @@ from datarax_tfds.records.memory import EAGER_MEMORY_FRACTION, free_host_bytes
 from datarax_tfds.records.streaming import StreamingRecords
 from datarax_tfds.runtime.forks import refuse_in_forked_child
 from datarax_tfds.runtime.signatures import set_signature
+from datarax_tfds.runtime.threads import bounded
 from datarax_tfds.runtime.untraced import is_traced
 from datarax_tfds.sources.source import Source
 from datarax_tfds.state.state import Identity, cursor_from_state
@@ -31,12 +34,16 @@ from datarax_tfds.tokens.count_files import FORMAT, CountFiles
 from datarax_tfds.tokens.counting import Counting, Share, sampled
 from datarax_tfds.tokens.documents import DecodeErrors, Documents
 from datarax_tfds.tokens.encoder import MAX_TOKEN, Encoder, fingerprint, require_equal
+from datarax_tfds.tokens.kept_tokens import KeptTokens
 from datarax_tfds.tokens.packed_reader import PackedReader
 from datarax_tfds.tokens.rows import VERSION, WINDOW, BestFitRows, ConcatRows
 from datarax_tfds.tokens.token_counts import TokenCounts
+from datarax_tfds.tokens.token_files import TokenFiles
 from sharding.checks import is_integer, nearest, refused, whole_number
 from sharding.hosts.agreement import extend_deadlines
 from sharding.placement import processes_of
+
+_log = logging.getLogger(__name__)
 
 PackingWay = Literal["concat", "best_fit"]
 
@@ -70,10 +77,10 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
     arguments and k, on any number of hosts and after any resume, and each token of each document
     comes exactly once in an epoch.
 
-    At the first construction, the tokens of all documents are counted: by all processes together,
-    in all their threads. The counts are kept on the disk, so that later constructions find them.
-    From then on, which documents a row takes is arithmetic: a row reads only these, and a resume
-    costs the same anywhere.
+    At the first construction, all documents are encoded once: by all processes together, in all
+    their threads. Their tokens and the counts of these are kept on the disk, so that later
+    constructions find them. From then on, which tokens a row takes is arithmetic: a row reads only
+    these, and a resume costs the same anywhere.
 
     The columns are int32 `[batch_size, length]`. `segment_ids` counts the documents of a row from
     1, and is 0 for padding. `positions` counts the tokens from 0 in each segment, so that it is
@@ -100,9 +107,12 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
             for one tokenizer only.
         errors: What happens to bytes that are not UTF-8: `strict` raises an error when tokens are
             counted, `replace` and `ignore` are those of `bytes.decode`.
-        cacheable: Whether tokens are kept on the host, so that later epochs need not encode the
-            documents again: those of the first documents that are read, up to a tenth of the free
-            memory.
+        keep_tokens: Whether tokens are kept on the disk when they are counted, 2 or 4 bytes each,
+            and are read from there. A document whose tokens are not on the disk of a process is
+            encoded whenever a row needs it.
+        cacheable: Whether tokens that are not on the disk are kept in memory, so that later epochs
+            need not encode these documents again: those of the first documents that are read, up
+            to a tenth of the free memory.
         eager: Whether all rows are made at the construction, and kept on the devices: for small
             sets, as those of an evaluation. `get_batch_at` can then be compiled, and `scan` works.
         name: The name in messages, `PackedSource(dataset:split)` by default.
@@ -133,6 +143,7 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
         seed: int | None = None,
         encode_name: str | None = None,
         errors: DecodeErrors = "strict",
+        keep_tokens: bool = True,
         cacheable: bool = False,
         eager: bool = False,
         name: str | None = None,
@@ -164,7 +175,8 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
                 cacheable=cacheable,
             )
         )
-        reader = RecordReader(split, _reading(config, split, feature, self.name), self.name)
+        reading = _reading(config, split, feature, self.name)
+        reader = RecordReader(split, reading, self.name)
         self._corrupt = nnx.static(reader.corrupt)
         _require_repeatable(reader, self.name)
         encoder = Encoder(encode, eos_id, self.name)
@@ -175,8 +187,15 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
         sample, tokens = self._tried(documents)
         tokenizer = encode_name or fingerprint(tokens)
         described = f"{feature}, errors {errors}, eos {eos_id is not None}, encode {tokenizer}"
-        files = _count_files(split, f"{described}, {reader.user_code}")
-        counts = self._counted(documents, files)
+        key = _key(split, f"{described}, {reader.user_code}")
+        files = CountFiles(None if split.in_store else Path(split.info.data_dir), key)
+        token_files = None
+        if keep_tokens and self._can_be_kept(reading):
+            token_files = TokenFiles(files.places, self._made_of(split, key), eos_id, self.name)
+        counts = self._counted(documents, files, token_files)
+        self._kept = nnx.static(None)
+        if token_files is not None:
+            self._kept = nnx.static(KeptTokens(token_files, counts, self.name))
         window = self._read_by_blocks(reader, source)
         rows = (
             ConcatRows(counts, length)
@@ -192,13 +211,14 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
         packed = PackedReader(
             documents,
             counts,
+            self._kept,
             rows,
             length=length,
             pad_id=pad_id,
             kept_in=str(files),
             subject=self.name,
         )
-        packed.require_counted(sample, tokens)
+        packed.require_same(sample, tokens)
         self.sampler = self._sampler_of(self.config.shuffle, self.config.seed)
         way = packing if packing == "concat" else f"best_fit of {window}"
         self._identity = Identity(
@@ -242,10 +262,25 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
         require_equal(tokens, again, lambda row: documents.where(int(sample[row])), self.name)
         return sample, tokens
 
-    def _counted(self, documents: Documents, files: CountFiles) -> TokenCounts:
+    def _can_be_kept(self, reading: TFDSStreamingConfig) -> bool:
+        """Whether the texts are known to be the same in another run."""
+        if reading.allow_stateful_map_fn:
+            says = "%s: tokens are not kept on the disk, because of allow_stateful_map_fn"
+            _log.info(says, self.name)
+        return not reading.allow_stateful_map_fn
+
+    def _made_of(self, split: Split, key: str) -> str:
+        """Identifies the texts and the tokenizer; the texts may change when a file is replaced."""
+        doing = "looking at the versions of the files"
+        versions = bounded(lambda: versions_of(split.files.paths), self.name, lambda: doing)
+        return "\n".join([key, *versions])
+
+    def _counted(
+        self, documents: Documents, files: CountFiles, token_files: TokenFiles | None
+    ) -> TokenCounts:
         """The tokens of each document, which the processes count together."""
         processes = sorted(set(processes_of(self.sharding)))
-        counting = Counting(documents, files, self.name)
+        counting = Counting(documents, files, self.name, token_files=token_files)
         if jax.process_index() in processes:
             share = Share(processes.index(jax.process_index()), len(processes))
             counting.count_share(share)
@@ -295,6 +330,11 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
     def tokens(self) -> int:
         """The number of tokens of an epoch, without padding."""
         return self._tokens
+
+    @property
+    def kept_tokens(self) -> int:
+        """How many of these are kept on the disk of this process, and need not be made again."""
+        return 0 if self._kept is None else self._kept.total
 
     @property
     def padding(self) -> float:
@@ -431,8 +471,7 @@ def _require_repeatable(reader: RecordReader, subject: str) -> None:
         )
 
 
-def _count_files(split: Split, tokenizer: str) -> CountFiles:
-    """Where the counts of a split and a tokenizer are kept."""
+def _key(split: Split, tokenizer: str) -> str:
+    """Identifies what is counted, as a name of a directory."""
     of = f"{FORMAT}, {split.dataset}, {split.ranges}, {split.fingerprint}, {tokenizer}"
-    key = hashlib.sha256(of.encode()).hexdigest()[:32]
-    return CountFiles(None if split.in_store else Path(split.info.data_dir), key)
+    return hashlib.sha256(of.encode()).hexdigest()[:32]

@@ -46,11 +46,11 @@ def odd(u, **fields):
     return pack(u, {"name": "odd", "data_dir": str(u.tmp)}, **fields)
 
 
-def renamed(u, encode=encode):
+def renamed(u, encode=encode, name="mine"):
     """A source of data of its own, whose tokenizer has a name."""
     u.copy("text")
     stream = {"data_dir": str(u.tmp / "copy")}
-    return pack(u, stream, encode=encode, encode_name="mine")
+    return pack(u, stream, encode=encode, encode_name=name)
 
 
 def changed(u, *, delete):
@@ -58,6 +58,13 @@ def changed(u, *, delete):
     if delete:
         shutil.rmtree(Path(u.copy("text"), ".token_counts"))
     return renamed(u, lambda text: encode(text)[1:])
+
+
+def swapped(u, *, delete=False, name="mine"):
+    renamed(u)
+    if delete:
+        shutil.rmtree(Path(u.copy("text"), ".token_counts"))
+    return renamed(u, lambda text: encode(text)[::-1], name)
 
 
 def in_jit(u):
@@ -119,6 +126,14 @@ ROWS = [
         lambda u: changed(u, delete=False),
         renamed,
         lambda u: changed(u, delete=True),
+    ),
+    Row(
+        "encode gives other tokens than those that are kept.",
+        "pass another encode_name, because each names one tokenizer; or delete the directory in"
+        " which the tokens are kept, and build the source anew",
+        swapped,
+        lambda u: swapped(u, name="other"),
+        lambda u: swapped(u, delete=True),
     ),
     Row(
         "the text of a record is not UTF-8.",

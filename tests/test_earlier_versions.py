@@ -89,3 +89,22 @@ def test_an_index_of_records_is_read_and_not_built_again(data_dir, monkeypatch, 
 
     monkeypatch.setattr("datarax_tfds.files.tfrecord_index.scanned_starts", refuse)
     assert [record_starts(file).tolist() for file in files] == expected
+
+
+def test_counts_of_tokens_are_read_and_the_rows_of_a_state_follow(tmp_path):
+    """They are of a version that kept no tokens, which are then made again."""
+    data_dir = shutil.copytree(EARLIER / "texts", tmp_path / "data")
+    counts = data_dir / "golden_text" / "1.0.0" / ".token_counts"
+    shutil.copytree(EARLIER / "78cc979" / "token_counts", counts)
+    encoded = []
+
+    def encode(text):
+        encoded.append(text)
+        return list(text.encode())
+
+    source = write.packed(str(data_dir), encode)
+    assert len(encoded) == 2 * 32  # on which a tokenizer is tried
+    assert source.kept_tokens == 0
+    rows = json.loads((EARLIER / "78cc979" / "packed.json").read_text())
+    source.set_state(rows["state"])
+    assert [source.get_batch(4)["tokens"].tolist() for _ in rows["following"]] == rows["following"]

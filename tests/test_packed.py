@@ -32,8 +32,11 @@ from datarax_tfds.tokens.count_files import CountFiles
 from datarax_tfds.tokens.counting import Counting, Share
 from datarax_tfds.tokens.documents import Documents
 from datarax_tfds.tokens.encoder import Encoder
+from datarax_tfds.tokens.kept_tokens import KeptTokens
+from datarax_tfds.tokens.token_counts import TokenCounts
+from datarax_tfds.tokens.token_files import TokenFiles
 
-SIZE, EOS = 8, 3
+SIZE, EOS, PART = 8, 3, 10
 ALONE = Share(0, 1)
 
 ENDED = [[*ids, EOS] for ids in DOCUMENTS]
@@ -81,12 +84,12 @@ def at(columns, numbers):
     return {name: column[numbers] for name, column in columns.items()}
 
 
-# The way of packing, the mesh, whether the rows are on the devices.
+ENCODED = {"keep_tokens": False, "encode_name": "not kept"}  # again for each row
 KINDS = {
-    "concat": ("concat", "one device", False),
-    "best fit": ("best_fit", "one device", False),
-    "best fit, replicas": ("best_fit", "4 x 2, replicas", False),
-    "concat, eager": ("concat", "8 devices, explicit axes", True),
+    "concat": {"packing": "concat"},
+    "best fit": {"packing": "best_fit", **ENCODED},
+    "best fit, replicas": {"packing": "best_fit", "mesh": "4 x 2, replicas"},
+    "concat, eager": {"mesh": "8 devices, explicit axes", "eager": True, **ENCODED},
 }
 
 
@@ -97,11 +100,13 @@ def kind(request):
 
 class TestContract:
     def test_batches_are_those_of_the_order(self, packed, kind):
-        packing, mesh, eager = KINDS[kind]
-        source = packed(packing, mesh, eager=eager)
-        expected = rows_of(DOCUMENTS, packing)
+        source = packed(**KINDS[kind])
+        expected = rows_of(DOCUMENTS, KINDS[kind].get("packing", "concat"))
         rows = len(expected["tokens"])
         assert len(source) == rows
+        assert source.kept_tokens == (
+            0 if ENCODED.items() <= KINDS[kind].items() else source.tokens
+        )
         assert source.tokens == sum(map(len, DOCUMENTS))
         assert source.padding == pytest.approx(1 - source.tokens / (rows * LENGTH))
         numbers = numbers_of_epochs(Order(rows, 5), 3)
@@ -110,8 +115,7 @@ class TestContract:
             assert equal(source.get_batch(SIZE), wanted)
 
     def test_all_ways_of_reading_agree(self, packed, kind):
-        packing, mesh, eager = KINDS[kind]
-        make = lambda: packed(packing, mesh, eager=eager)
+        make = lambda: packed(**KINDS[kind])
         source, looped = make(), iter(Pipeline(source=make(), batch_size=SIZE))
         prefetched = prefetch_to_device(Pipeline(source=make(), batch_size=SIZE), 2)
         singly = iter(make())
@@ -123,23 +127,21 @@ class TestContract:
             for row in range(SIZE):
                 assert equal(next(singly), at(jax.tree.map(np.asarray, batch), row))
         numbers = np.arange(SIZE)
-        expected = rows_of(DOCUMENTS, packing)
+        expected = rows_of(DOCUMENTS, KINDS[kind].get("packing", "concat"))
         assert equal(source.get_records(numbers), at(expected, numbers))
         assert equal(source[-1], at(expected, -1))
         everything = jax.tree.map(lambda x: np.asarray(x)[: len(source)], source.collect_to_array())
         assert equal(everything, expected)
-        assert source.supports_indexed_access() is eager
-        if eager:
+        assert source.supports_indexed_access() is KINDS[kind].get("eager", False)
+        if source.supports_indexed_access():
             compiled = jax.jit(lambda start: source.get_batch_at(start, SIZE))
             assert equal(compiled(SIZE), source.get_batch_at(SIZE, SIZE))
 
     @pytest.mark.parametrize("prefetch", [None, 2])
     @pytest.mark.parametrize("kind", ["concat", "best fit, replicas"])
     def test_a_pipeline_resumes_after_every_batch(self, packed, kind, prefetch):
-        packing, mesh, eager = KINDS[kind]
-
         def make():
-            source = packed(packing, mesh, eager=eager)
+            source = packed(**KINDS[kind])
             return Pipeline(source=source, batch_size=SIZE, remainder="pad", record_numbers=True)
 
         contract.check_resume_after_every_batch(make, prefetch)
@@ -289,6 +291,10 @@ class TestCounts:
     @pytest.fixture
     def documents(self, texts):
         """Documents, and how often each was encoded."""
+        made = PackedSource(source_of(texts, name="docs"), encode=encode, length=LENGTH)
+        return self.noting(made.records.reader._documents.reader)
+
+    def noting(self, reader):
         encoded = Counter()
         lock = threading.Lock()
 
@@ -297,16 +303,21 @@ class TestCounts:
                 encoded[text] += 1
             return encode(text)
 
-        made = PackedSource(source_of(texts, name="docs"), encode=encode, length=LENGTH)
-        reader = made.records.reader._documents.reader
         return Documents(reader, "text", "strict", Encoder(noting, None, "test"), "test"), encoded
 
-    def count(self, documents, directory, share=ALONE, size=10):
-        counting = Counting(documents, CountFiles(directory, "key"), "test")
-        stops = range(0, len(documents), size)
-        counting._parts = [(start, min(start + size, len(documents))) for start in stops]
+    def count(self, documents, directory, share=ALONE):
+        files = CountFiles(directory, "key")
+        token_files = TokenFiles(files.places, "texts", None, "test")
+        counting = Counting(documents, files, "test", token_files=token_files, part_documents=PART)
         counting.count_share(share)
         return counting
+
+    def kept(self, directory):
+        """The documents whose tokens are kept."""
+        files = TokenFiles(CountFiles(directory, "key").places, "texts", None, "test")
+        counts = TokenCounts(np.array(self.expected(), np.uint32))
+        tokens = KeptTokens(files, counts, "test", part_documents=PART)
+        return np.flatnonzero(tokens.has(np.arange(len(TEXTS)))).tolist()
 
     def expected(self):
         return list(map(len, DOCUMENTS))
@@ -318,7 +329,11 @@ class TestCounts:
 
     def test_each_process_counts_its_share_once(self, documents, tmp_path):
         documents, encoded = documents
-        two = [self.count(documents, tmp_path, Share(number, 2)) for number in range(2)]
+        two = [self.count(documents, tmp_path, Share(0, 2))]
+        numbers = np.arange(len(TEXTS))
+        assert self.kept(tmp_path) == numbers[numbers // PART % 2 == 0].tolist()
+        two.append(self.count(documents, tmp_path, Share(1, 2)))
+        assert self.kept(tmp_path) == numbers.tolist()
         assert encoded == Counter(TEXTS)
         for counting in two:
             assert counting.all_counts().tolist() == self.expected()
@@ -326,7 +341,9 @@ class TestCounts:
         assert self.count(documents, tmp_path).all_counts().tolist() == self.expected()
         assert encoded == Counter(TEXTS)
         CountFiles(tmp_path, "key").remove_parts(len(TEXTS))
-        assert [path.name for path in (tmp_path / ".token_counts/key").iterdir()] == ["0-67"]
+        counts = (tmp_path / ".token_counts/key").glob("[0-9]*")
+        assert [path.name for path in counts] == ["0-67"]
+        assert self.kept(tmp_path) == numbers.tolist()
 
     def test_a_process_that_does_not_find_those_of_others_counts_them_itself(
         self, documents, tmp_path
@@ -335,6 +352,27 @@ class TestCounts:
         alone = self.count(documents, tmp_path / "its own disk", Share(1, 2))
         assert alone.all_counts().tolist() == self.expected()
         assert encoded == Counter(TEXTS)
+        assert len(self.kept(tmp_path / "its own disk")) == len(TEXTS)
+
+    def test_a_process_that_ended_early_goes_on_with_what_it_has_not_kept(
+        self, documents, tmp_path, monkeypatch
+    ):
+        documents, _ = documents
+        keep = TokenFiles.keep
+
+        def ends(files, start, *args):
+            if start == 2 * PART:
+                raise KeyboardInterrupt
+            keep(files, start, *args)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(TokenFiles, "keep", ends)
+            with pytest.raises(KeyboardInterrupt):
+                self.count(documents, tmp_path)
+        documents, encoded = self.noting(documents.reader)
+        assert self.count(documents, tmp_path).all_counts().tolist() == self.expected()
+        assert encoded == Counter(TEXTS[2 * PART :])
+        assert len(self.kept(tmp_path)) == len(TEXTS)
 
     def test_damaged_counts_are_made_again(self, documents, tmp_path):
         documents, encoded = documents
@@ -401,9 +439,9 @@ class TestCounts:
             encoded[text] += 1
             return encode(text)
 
-        source = PackedSource(
-            source_of(texts, name="docs"), encode=noting, length=LENGTH, cacheable=True
-        )
+        fields = {"encode": noting, "length": LENGTH, "encode_name": "cacheable"}
+        stream = source_of(texts, name="docs")
+        source = PackedSource(stream, cacheable=True, keep_tokens=False, **fields)
         one = source.get_records(np.arange(len(source)))
         encoded.clear()
         assert equal(source.get_records(np.arange(len(source))), one)
@@ -421,7 +459,7 @@ class TestRefusals:
 
     def test_a_tokenizer_that_changes_later_is_noticed_where_it_does(self, packed):
         changed = []
-        source = packed(encode=lambda text: encode(text) + changed)
+        source = packed(encode=lambda text: encode(text) + changed, **ENCODED)
         source.get_batch(SIZE)
         changed.append(1)
         with refused(ValueError, "gives another number of tokens.*docs-train"):

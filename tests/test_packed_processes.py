@@ -56,7 +56,7 @@ def test_killed_and_gone_on_with_elsewhere_every_row_comes_once(tmp_path):
     assert len(seen) == 4 * 4 + 6 * 2 + 8 * 8
     for at, name in enumerate(("tokens", "segment_ids", "positions")):
         assert np.array_equal([row[at] for row in seen], expected[name][numbers]), name
-    # All documents once, by one of two processes; otherwise the sample, twice.
+    # All documents once, by one of two processes; otherwise the sample, twice, and none for a row.
     sample = 2 * 32
     assert sorted(encoded[0]) == [sample, sample + len(packed_texts.TEXTS)]
     assert encoded[1:] == [[sample], [sample] * 4]

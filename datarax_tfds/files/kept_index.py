@@ -45,7 +45,7 @@ class KeptIndex:
         assert isinstance(split.files, RecordFiles)
         self._records = len(split)
         lines = [f"format {FORMAT}", split.dataset, split.ranges, split.fingerprint, code]
-        self._key = hashlib.sha256("\n".join(lines + _versions(split.files.paths)).encode())
+        self._key = hashlib.sha256("\n".join(lines + versions_of(split.files.paths)).encode())
         self._directory = split.files.paths[0].parent
 
     def read(self) -> KeptRecords | None:
@@ -113,8 +113,11 @@ def _write(place: PurePath, content: bytes) -> None:
         draft.write(content)
 
 
-def _versions(paths: list[PurePath]) -> list[str]:
-    """The version of each file: a filter may answer otherwise once a file is written anew."""
+def versions_of(paths: list[PurePath]) -> list[str]:
+    """The version of each file: what was made of its records may differ once it is written anew.
+
+    Every file is looked at, by a request each in a store.
+    """
     pool = ThreadPool(THREADS, "datarax_tfds_versions")
     try:
         versions = [pool.submit(_version, path) for path in paths]

@@ -99,6 +99,11 @@ class KeptFiles:
     def __len__(self) -> int:
         return len(self._kept)
 
+    @property
+    def paths(self) -> list[PurePath]:
+        """As `RecordFiles.paths`."""
+        return self._files.paths
+
     def build_indexes(self, share: int = 0, shares: int = 1) -> Iterator[PurePath]:
         """As `RecordFiles.build_indexes`."""
         return self._files.build_indexes(share, shares)

@@ -43,25 +43,28 @@ class CountFiles:
         key: Identifies the documents and the tokenizer, as a name of a file.
         folder: The name of the directory of such counts.
         columns: How many counts each record has.
+
+    Attributes:
+        places: The directories in which the files may be, the preferred one first.
     """
 
     def __init__(
         self, directory: Path | None, key: str, folder: str = "token_counts", columns: int = 1
     ):
         self._columns = columns
-        self._places: list[Path] = []
+        self.places: list[Path] = []
         if directory is not None and not (beside := directory / f".{folder}").is_symlink():
-            self._places.append(beside / key)
+            self.places.append(beside / key)
         if (cache := cache_directory(folder)) is not None:
             path = Path() if directory is None else directory.resolve()
-            self._places.append(cache / name_in_cache(path, key.encode()))
+            self.places.append(cache / name_in_cache(path, key.encode()))
 
     def load(self, start: int, stop: int) -> np.ndarray | None:
         """The tokens of each document in `[start, stop)`; None if no sound file has them."""
         rows = stop - start
         shape = (rows,) if self._columns == 1 else (rows, self._columns)
         max_bytes = _DIGEST_BYTES + _WORDS.size + 4 * math.prod(shape)
-        for place in self._places:
+        for place in self.places:
             with contextlib.suppress(OSError):
                 content = read_plain_file(place / _name(start, stop), max_bytes) or b""
                 digest, body = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
@@ -76,7 +79,7 @@ class CountFiles:
         """Writes the tokens of consecutive documents to the first place that can be written."""
         stop = start + len(counts)
         body = _WORDS.pack(FORMAT, start, stop) + counts.astype("<u4").tobytes()
-        for place in self._places:
+        for place in self.places:
             try:
                 place.mkdir(parents=True, exist_ok=True)
                 with draft_of(place / _name(start, stop)) as draft:
@@ -87,14 +90,14 @@ class CountFiles:
 
     def remove_parts(self, documents: int) -> None:
         """Removes all files but that of all documents."""
-        for place in self._places:
+        for place in self.places:
             with contextlib.suppress(OSError):
                 for path in _parts_in(place):
                     if path.name != _name(0, documents):
                         path.unlink(missing_ok=True)
 
     def __str__(self) -> str:
-        return " and ".join(map(str, self._places)) or "memory only"
+        return " and ".join(map(str, self.places)) or "memory only"
 
 
 def _name(start: int, stop: int) -> str:

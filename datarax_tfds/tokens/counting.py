@@ -11,12 +11,21 @@ from tqdm import tqdm
 from datarax_tfds.decoding.reader import RecordReader
 from datarax_tfds.runtime.threads import ThreadPool, decoding_threads
 from datarax_tfds.tokens.count_files import CountFiles
+from datarax_tfds.tokens.documents import Documents, lengths_of
+from datarax_tfds.tokens.token_files import TokenFiles, narrowed
 from sharding.hosts.agreement import extend_deadlines
 from sharding.hosts.waits import result_of
 
-_MIN_PART, _MAX_PARTS = 256, 1024  # documents in a file of counts, and such files
+_MIN_PART, _MAX_PARTS = 256, 1024  # documents that are counted together, and such parts
 _CALL_BYTES, _CALL_DOCUMENTS = 4 << 20, 256  # of stored records, in one call
 _PROGRESS_DELAY_S = 2.0
+
+Counted = tuple[np.ndarray, np.ndarray | None]  # the counts, and the tokens if they are kept
+
+
+def part_size(documents: int) -> int:
+    """How many documents are counted together, and have one file of tokens."""
+    return max(_MIN_PART, -(-documents // _MAX_PARTS))
 
 
 class Countable(Protocol):
@@ -51,13 +60,24 @@ class Counting:
         documents: The documents, or other records.
         files: Where the counts are kept.
         subject: The source that counts, for messages.
+        token_files: Where the tokens of `Documents` are kept; None to keep counts alone.
+        part_documents: How many documents are counted together; `part_size` by default.
     """
 
-    def __init__(self, documents: Countable, files: CountFiles, subject: str):
+    def __init__(
+        self,
+        documents: Countable,
+        files: CountFiles,
+        subject: str,
+        *,
+        token_files: TokenFiles | None = None,
+        part_documents: int | None = None,
+    ):
         self._documents = documents
         self._files = files
         self._subject = subject
-        size = max(_MIN_PART, -(-len(documents) // _MAX_PARTS))
+        self._token_files = token_files
+        size = part_documents or part_size(len(documents))
         self._parts = [
             (start, min(start + size, len(documents))) for start in range(0, len(documents), size)
         ]
@@ -120,30 +140,48 @@ class Counting:
                 results = self._in_order(pool, calls)
                 for start, stop in parts:
                     counts: list[np.ndarray] = []
+                    tokens: list[np.ndarray] = []
                     while sum(map(len, counts)) < stop - start:
-                        counts.append(next(results))
+                        some, ids = next(results)
+                        counts.append(some)
+                        if ids is not None:
+                            tokens.append(ids)
                         advance()
-                        progress.update(len(counts[-1]))
-                    yield np.concatenate(counts)
+                        progress.update(len(some))
+                    of_part = np.concatenate(counts)
+                    if self._token_files is not None and self._sound(start, stop):
+                        self._token_files.keep(start, of_part, np.concatenate(tokens))
+                    yield of_part
         finally:
             pool.close()
 
-    def _in_order(self, pool: ThreadPool, calls: list[np.ndarray]) -> Iterator[np.ndarray]:
+    def _sound(self, start: int, stop: int) -> bool:
+        """Whether none of these documents was found to be that of a corrupt record."""
+        return not any(start <= x < stop for x in self._documents.reader.corrupt.replacements)
+
+    def _in_order(self, pool: ThreadPool, calls: list[np.ndarray]) -> Iterator[Counted]:
         """The counts of each call. Some calls are under way, also while the caller works."""
         reader = self._documents.reader
         ahead = reader.records_ahead(shuffled=False)
-        running: deque[Future[np.ndarray]] = deque()
+        running: deque[Future[Counted]] = deque()
         requested, wanted = 0, iter(calls)
         for call in calls:
             while requested < ahead and (some := next(wanted, None)) is not None:
                 reader.prefetch(some)
                 requested += len(some)
             requested -= len(call)
-            running.append(pool.submit(self._documents.counted, call))
+            running.append(pool.submit(self._count, call))
             if len(running) > 4 * decoding_threads():
                 yield result_of(running.popleft(), self._subject, reader.slowest)
         while running:
             yield result_of(running.popleft(), self._subject, reader.slowest)
+
+    def _count(self, numbers: np.ndarray) -> Counted:
+        if self._token_files is None:
+            return self._documents.counted(numbers), None
+        assert isinstance(self._documents, Documents)
+        tokens = self._documents.encoded(numbers)
+        return lengths_of(tokens), narrowed(np.concatenate(tokens))
 
 
 def sampled(length: int, most: int) -> np.ndarray:

@@ -77,7 +77,7 @@ class Documents:
 
     def counted(self, numbers: np.ndarray, /) -> np.ndarray:
         """The number of tokens of each of these documents, uint32 `[n]`."""
-        return np.array([len(ids) for ids in self.encoded(numbers)], np.uint32)
+        return lengths_of(self.encoded(numbers))
 
     def tokens(self, numbers: np.ndarray) -> list[np.ndarray]:
         """The same as `encoded`. Documents that are kept are not read again."""
@@ -129,6 +129,11 @@ class Documents:
                 fix="use errors='replace', which puts U+FFFD in the place of such bytes, or"
                 " errors='ignore', which leaves them out",
             ) from None
+
+
+def lengths_of(tokens: list[np.ndarray]) -> np.ndarray:
+    """How many tokens each document has, uint32 `[n]`."""
+    return np.array([len(ids) for ids in tokens], np.uint32)
 
 
 def _require_text(reader: RecordReader, feature: str, subject: str) -> None:

@@ -7,7 +7,8 @@ import numpy as np
 
 from datarax_tfds.runtime.copying import not_copied
 from datarax_tfds.tokens.documents import Documents
-from datarax_tfds.tokens.rows import Pieces, Rows
+from datarax_tfds.tokens.kept_tokens import KeptTokens
+from datarax_tfds.tokens.rows import Pieces, Rows, counted, starts_of
 from datarax_tfds.tokens.token_counts import TokenCounts
 from sharding.checks import refused
 
@@ -21,10 +22,11 @@ class PackedReader:
     Args:
         documents: The documents.
         counts: The number of tokens of each document.
+        kept: The tokens that are on the disk; None to encode all documents again.
         rows: Which pieces of documents are in each row.
         length: The tokens of a row.
         pad_id: The token of padding.
-        kept_in: Where the counts are kept, for messages.
+        kept_in: Where counts and tokens are kept, for messages.
         subject: The source that reads, for messages.
     """
 
@@ -38,6 +40,7 @@ class PackedReader:
         self,
         documents: Documents,
         counts: TokenCounts,
+        kept: KeptTokens | None,
         rows: Rows,
         *,
         length: int,
@@ -47,6 +50,7 @@ class PackedReader:
     ):
         self._documents = documents
         self._counts = counts
+        self._kept = kept
         self._rows = rows
         self._row_tokens = length
         self._pad_id = pad_id
@@ -73,11 +77,14 @@ class PackedReader:
         return -(-ahead * self.length // len(self._documents))
 
     def prefetch(self, numbers: np.ndarray, /) -> None:
-        """Begins to read the documents of rows from a store."""
-        self._documents.reader.prefetch(np.unique(self._rows.pieces(numbers).document))
+        """Begins to read the documents of rows from a store, but not those that are kept."""
+        documents = np.unique(self._rows.pieces(numbers).document)
+        if self._kept is not None:
+            documents = documents[~self._kept.has(documents)]
+        self._documents.reader.prefetch(documents)
 
     def read(self, numbers: np.ndarray, keys: np.ndarray | None = None, /) -> dict[str, np.ndarray]:  # noqa: ARG002
-        """Reads and encodes the documents of rows.
+        """Reads the tokens of rows, or encodes the documents whose tokens are not on the disk.
 
         Args:
             numbers: Those of the rows, `[n]`.
@@ -90,17 +97,49 @@ class PackedReader:
             ValueError: A document has another number of tokens than when they were counted.
         """
         pieces = self._rows.pieces(numbers)
-        found, place = np.unique(pieces.document, return_inverse=True)
-        tokens = self._documents.tokens(found)
-        self.require_counted(found, tokens)
-        lengths = np.array([len(ids) for ids in tokens], np.int64)
-        source = (np.cumsum(lengths) - lengths)[place] + pieces.start
-        return self._filled(len(numbers), pieces, np.concatenate(tokens), source)
+        return self._filled(len(numbers), pieces, self._tokens(pieces))
 
-    def require_counted(self, numbers: np.ndarray, tokens: list[np.ndarray]) -> None:
-        """Raises unless documents have as many tokens as when they were counted."""
-        counted = self._counts.counts[numbers].tolist()
-        for number, ids, count in zip(numbers.tolist(), tokens, counted, strict=True):
+    def require_same(self, numbers: np.ndarray, tokens: list[np.ndarray]) -> None:
+        """Raises unless documents have as many tokens as were counted, and those that are kept."""
+        self._require_counted(numbers, tokens)
+        if self._kept is None:
+            return
+        for number, ids in zip(numbers.tolist(), tokens, strict=True):
+            kept = ids.copy()
+            whole = Pieces(*(np.array([value]) for value in (0, number, 0, len(ids))))
+            if len(ids) and self._kept.read(whole, kept).all() and not np.array_equal(kept, ids):
+                raise refused(
+                    ValueError,
+                    self.subject,
+                    "encode gives other tokens than those that are kept.",
+                    record=self._documents.where(number),
+                    differ=f"{np.count_nonzero(kept != ids)} of {len(ids)}",
+                    kept_in=self._kept_in,
+                    fix="pass another encode_name, because each names one tokenizer; or delete the"
+                    " directory in which the tokens are kept, and build the source anew",
+                )
+
+    def _tokens(self, pieces: Pieces) -> np.ndarray:
+        """The tokens of all pieces, one after the other, int32."""
+        tokens = np.empty(int(pieces.count.sum()), np.int32)
+        found = np.zeros(len(pieces.count), bool)
+        if self._kept is not None:
+            found = self._kept.read(pieces, tokens)
+        if not found.all():
+            tokens[np.repeat(~found, pieces.count)] = self._encoded(pieces.where(~found))
+        return tokens
+
+    def _encoded(self, pieces: Pieces) -> np.ndarray:
+        """The same, from documents that are encoded now."""
+        numbers, place = np.unique(pieces.document, return_inverse=True)
+        encoded = self._documents.tokens(numbers)
+        self._require_counted(numbers, encoded)
+        first = starts_of(np.array([len(ids) for ids in encoded]))[place] + pieces.start
+        return np.concatenate(encoded)[np.repeat(first, pieces.count) + counted(pieces.count)]
+
+    def _require_counted(self, numbers: np.ndarray, tokens: list[np.ndarray]) -> None:
+        expected = self._counts.counts[numbers].tolist()
+        for number, ids, count in zip(numbers.tolist(), tokens, expected, strict=True):
             if len(ids) != count:
                 raise refused(
                     ValueError,
@@ -115,20 +154,18 @@ class PackedReader:
                     " and build the source anew",
                 )
 
-    def _filled(
-        self, count: int, pieces: Pieces, tokens: np.ndarray, source: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        """Copies each piece, whose tokens are from `source` on in `tokens`, into its row."""
+    def _filled(self, count: int, pieces: Pieces, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        """Copies the tokens of all pieces, one after the other, into their rows."""
         shape = count, self._row_tokens
         columns = {name: np.zeros(shape, np.int32) for name in COLUMNS}
         columns["tokens"].fill(self._pad_id)
-        before = np.cumsum(pieces.count) - pieces.count
+        before = starts_of(pieces.count)
         heads = np.searchsorted(pieces.row, pieces.row)  # the first piece of the row of each
         segment = np.arange(len(before)) - heads + 1
         target = pieces.row * self._row_tokens + before - before[heads]
-        position = np.arange(int(pieces.count.sum())) - np.repeat(before, pieces.count)
+        position = counted(pieces.count)
         into = np.repeat(target, pieces.count) + position
-        columns["tokens"].ravel()[into] = tokens[np.repeat(source, pieces.count) + position]
+        columns["tokens"].ravel()[into] = tokens
         columns["segment_ids"].ravel()[into] = np.repeat(segment, pieces.count)
         columns["positions"].ravel()[into] = position
         return columns

@@ -32,6 +32,21 @@ class Pieces:
     start: np.ndarray
     count: np.ndarray
 
+    def where(self, wanted: np.ndarray) -> "Pieces":
+        """Some of the pieces: those where bool `[pieces]` is true."""
+        columns = (self.row, self.document, self.start, self.count)
+        return Pieces(*(column[wanted] for column in columns))
+
+
+def counted(lengths: np.ndarray) -> np.ndarray:
+    """The numbers `[0, length)` for each of these lengths, one after the other."""
+    return np.arange(int(lengths.sum())) - np.repeat(starts_of(lengths), lengths)
+
+
+def starts_of(lengths: np.ndarray) -> np.ndarray:
+    """Where each begins if they follow one another."""
+    return np.cumsum(lengths) - lengths
+
 
 class Rows(Protocol):
     """A way to cut all tokens into rows of one length."""
@@ -66,13 +81,11 @@ class ConcatRows:
         # Every document from the first to the last one of each row.
         each = last - begin + 1
         row = np.repeat(np.arange(len(rows)), each)
-        place = np.arange(len(row)) - np.repeat(np.cumsum(each) - each, each)
-        document = begin[row] + place
+        document = begin[row] + counted(each)
         sizes = self._counts.counts[document].astype(np.int64)
-        ends = np.cumsum(sizes)
         # Where each document begins, counted from the first token of its row.
-        before = ends - sizes
-        offset = before - before[np.cumsum(each) - each][row] - within[row]
+        before = starts_of(sizes)
+        offset = before - before[starts_of(each)][row] - within[row]
         start = np.maximum(-offset, 0)
         stop = np.minimum(sizes, (end - first)[row] - offset)
         held = stop > start
@@ -115,7 +128,7 @@ class BestFitRows:
         first = self._row_starts[rows]
         each = self._row_starts[rows + 1] - first
         row = np.repeat(np.arange(len(rows)), each)
-        place = np.arange(len(row)) - np.repeat(np.cumsum(each) - each, each) + first[row]
+        place = first[row] + counted(each)
         document, start = self._documents[place], self._starts[place]
         sizes = self._counts.counts[document].astype(np.int64)
         return Pieces(row, document, start, np.minimum(sizes - start, self._length))
@@ -126,8 +139,7 @@ def _packed(sizes: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.
     rows.
     """
     whole, rest = np.divmod(sizes, length)
-    cut = np.repeat(np.arange(len(sizes)), whole)
-    nth = np.arange(len(cut)) - np.repeat(np.cumsum(whole) - whole, whole)
+    cut, nth = np.repeat(np.arange(len(sizes)), whole), counted(whole)
     left = np.flatnonzero(rest)
     row_of, used = _best_fit(rest[left], length)
     row = np.concatenate([np.arange(len(cut)), len(cut) + row_of])

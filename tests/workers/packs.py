@@ -51,7 +51,14 @@ source = PackedSource(
     seed=5,
 )
 leader = jax.process_index() == 0
-(PLACE / f"encoded-{jax.process_index()}").write_text(str(len(encoded)))
+assert source.kept_tokens == source.tokens
+
+
+def note_encoded():
+    (PLACE / f"encoded-{jax.process_index()}").write_text(str(len(encoded)))
+
+
+note_encoded()
 pipeline = Pipeline(source=source, batch_size=int(BATCH_SIZE))
 saved = PLACE / "state.json"
 if saved.exists():
@@ -66,6 +73,7 @@ while step < int(STEPS):
         with open(PLACE / f"rows-{jax.process_index()}", "a") as notes:
             notes.write(json.dumps(note) + "\n")
         before, step = pipeline.cursor, step + 1
+        note_encoded()
         if step % 2 == 0 and leader:
             saved.write_text(json.dumps(pipeline.get_state()))
         if step == int(STEPS):

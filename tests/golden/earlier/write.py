@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 
 from datarax_tfds import (
     CursorLog,
+    PackedSource,
     Pipeline,
     TFDSEagerConfig,
     TFDSEagerSource,
@@ -62,6 +63,41 @@ def write(directory, data_dir):
             manager.save(STEPS, args=ocp.args.Composite(**items))
         following[name] = [pipeline.step()["id"].tolist() for _ in range(6)]
     (directory / "following.json").write_text(json.dumps(following) + "\n")
+
+
+def write_texts(data_dir):
+    """Seventy texts of up to 30 letters."""
+    texts = ("abcde"[: number % 6] * (number % 7) for number in range(70))
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="golden_text",
+        version="1.0.0",
+        features=tfds.features.FeaturesDict({"text": tfds.features.Text()}),
+        split_datasets={"train": ((number, {"text": text}) for number, text in enumerate(texts))},
+        data_dir=data_dir,
+        file_format="tfrecord",
+        disable_shuffling=True,
+    )
+
+
+def packed(data_dir, encode):
+    stream = TFDSStreamingConfig(name="golden_text", split="train", data_dir=data_dir)
+    return PackedSource(
+        TFDSStreamingSource(stream),
+        encode=encode,
+        encode_name="bytes",
+        length=16,
+        packing="best_fit",
+        shuffle=True,
+        seed=7,
+    )
+
+
+def write_packed(directory, data_dir):
+    source = packed(data_dir, lambda text: list(text.encode()))
+    source.get_batch(4)
+    rows = {"state": source.get_state()}
+    rows["following"] = [source.get_batch(4)["tokens"].tolist() for _ in range(8)]
+    (directory / "packed.json").write_text(json.dumps(rows) + "\n")
 
 
 if __name__ == "__main__":
