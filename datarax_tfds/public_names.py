@@ -1,5 +1,7 @@
 """The names that users import from `datarax_tfds`."""
 
+from datarax_tfds.adapters.grain_dataset import grain_dataset
+from datarax_tfds.adapters.random_access import random_access
 from datarax_tfds.config.config import TFDSEagerConfig, TFDSStreamingConfig
 from datarax_tfds.decoding.image_crops import decode_center_crop, decode_random_crop
 from datarax_tfds.decoding.record_spec import Unbatched
@@ -64,8 +66,10 @@ __all__ = [
     "evaluate",
     "from_tfds",
     "global_batch",
+    "grain_dataset",
     "initialize",
     "join_words",
     "make_mesh",
     "prefetch_to_device",
+    "random_access",
 ]

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+import test_advice_adapters
 import test_advice_calls
 import test_advice_configs
 import test_advice_files
@@ -23,6 +24,7 @@ from advice import Row, sites
 from checkout import MODULES, ROOT
 
 TABLES = (
+    test_advice_adapters,
     test_advice_calls,
     test_advice_configs,
     test_advice_files,

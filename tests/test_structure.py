@@ -27,7 +27,7 @@ ROOMS = [
     "datarax_tfds.packed_source",
     "datarax_tfds.mixture_source",
     "datarax_tfds.pipeline datarax_tfds.checkpoint",
-    "datarax_tfds.evaluation datarax_tfds.history",
+    "datarax_tfds.adapters datarax_tfds.evaluation datarax_tfds.history",
     "datarax_tfds.pictures",
     "datarax_tfds.public_names",
     "datarax_tfds",

@@ -266,6 +266,14 @@ class RecordReader:
         """
         return self.corrupt.read(numbers, lambda sound: self._read(sound, keys))
 
+    def records(self, numbers: np.ndarray, keys: np.ndarray | None = None) -> list[dict[str, Any]]:
+        """Reads and decodes records as `read` does, into values and arrays of their own.
+
+        The dtypes are those that TFDS, `map_fn` or `transform` give, and not those on the devices.
+        """
+        columns = self.corrupt.read(numbers, lambda sound: self._columns(sound, keys))
+        return [_values(columns, row) for row in range(len(numbers))]
+
     def values(self, numbers: np.ndarray) -> dict[str, Any]:
         """Reads and decodes records, in the dtypes that TFDS gives them. A corrupt one is an error.
 
@@ -278,17 +286,7 @@ class RecordReader:
         return self._decode(numbers, self._bytes.read(numbers), None)
 
     def _read(self, numbers: np.ndarray, keys: np.ndarray | None) -> dict[str, Any]:
-        serialized = self._bytes.read(numbers)
-        if self._stack is None:
-            columns = self._decode(numbers, serialized, keys)
-        elif self._pads_in_graph:
-            padded = self._decode(numbers, serialized, keys)
-            columns = self._stack.checked(
-                padded, len(numbers), lambda row: self._where(numbers[row])
-            )
-        else:
-            records = self._records(numbers, serialized, keys)
-            columns = self._stack(records, len(numbers), lambda row: self._where(numbers[row]))
+        columns = self._columns(numbers, keys)
         on_host = {name: columns.pop(name) for name in self.host_spec}
         on_devices = jax.tree_util.tree_map_with_path(
             lambda path, spec, column: to_device_dtype(
@@ -300,6 +298,20 @@ class RecordReader:
             columns,
         )
         return on_devices | on_host
+
+    def _columns(self, numbers: np.ndarray, keys: np.ndarray | None) -> dict[str, Any]:
+        """Reads, decodes, transforms and pads records, in the dtypes that this gives."""
+        serialized = self._bytes.read(numbers)
+        if self._stack is None:
+            return self._decode(numbers, serialized, keys)
+
+        def where(row: int) -> str:
+            return self._where(int(numbers[row]))
+
+        if self._pads_in_graph:
+            padded = self._decode(numbers, serialized, keys)
+            return self._stack.checked(padded, len(numbers), where)
+        return self._stack(self._records(numbers, serialized, keys), len(numbers), where)
 
     def _where(self, number: int) -> str:
         return f"{self.subject}: {self.files.where(number)}"

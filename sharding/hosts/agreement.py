@@ -126,8 +126,10 @@ def extend_deadlines(doing: str, *, measured: bool = False) -> Iterator[Callable
             calls of the function that the context returns. The others then give up `timeout_s`
             after the last piece. If it is not measured, they wait until the work ends.
     """
-    place, told_at = f"busy/{jax.process_index()}", float("-inf")
-    several = jax.process_count() > 1
+    # Asked first, because the other question starts JAX's devices, which a process that only reads
+    # for another library must not take.
+    several = jax.distributed.is_initialized() and jax.process_count() > 1
+    place, told_at = f"busy/{jax.process_index() if several else 0}", float("-inf")
 
     def advance() -> None:
         nonlocal told_at
