@@ -28,6 +28,7 @@ OF_PROCESSES = {
     "test_processes",
     "test_store_processes",
     "test_train",
+    "test_train_lm",
 }
 
 # Files, classes or tests; with True where the result may depend on the version of Python or of JAX,
@@ -65,6 +66,7 @@ SLOW = {
     "test_pipeline.py::TestGrowing::test_a_run_resumes_after_every_batch": False,
     "test_preparing.py": False,
     "test_packed_processes.py": True,
+    "test_packed_tokens.py::TestSources": False,
     "test_preemption.py": True,
     "test_processes.py::test_every_device_holds_its_rows_on_any_number_of_processes": True,
     "test_processes.py::test_others_wait_for_a_load_that_gets_on_and_not_for_one_that_hangs": False,
@@ -93,6 +95,7 @@ SLOW = {
     "test_tfrecord_index.py::test_many_processes_may_build_it_at_once": False,
     "test_threads.py::test_the_interpreter_exits_quietly_whatever_is_under_way": True,
     "test_train.py": False,
+    "test_train_lm.py": False,
     "test_ways_to_take.py": False,
     "test_warmed.py": True,
     "test_wide_splits.py::test_an_audit_takes_memory_for_batches_and_not_for_records": False,

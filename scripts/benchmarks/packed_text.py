@@ -4,8 +4,10 @@
     python scripts/benchmarks/packed_text.py --data-dir data --out runs/benchmark
 
 The tokenizer is a byte-pair encoding, trained on some of the texts. The documents are docstrings of
-installed packages. Grain gets them from memory, we read them from a TFRecord file. The table is
-also written to `packed_text.txt`, `packed_text.json` and `packed_text.png` in `--out`.
+installed packages. Grain gets them from memory, and encodes them in each epoch. We encode them when
+they are counted, and read their tokens from the disk; or, with `keep_tokens=False`, we read the
+texts from a TFRecord file and encode them in each epoch, too. The table is also written to
+`packed_text.txt`, `packed_text.json` and `packed_text.png` in `--out`.
 """
 
 import functools
@@ -27,6 +29,7 @@ from datarax_tfds import Cursor, PackedSource, Pipeline, TFDSStreamingConfig, TF
 from datarax_tfds.packed_source import PackingWay
 
 ROW_TOKENS, BATCH = 2048, 16
+RESUMES = 20  # in a run
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,14 @@ def stream(options: Options) -> TFDSStreamingSource:
     return TFDSStreamingSource(config)
 
 
-def epoch_of_ours(make: Callable[[], PackedSource]) -> Callable[[], None]:
-    """An epoch of a new source, which keeps nothing of earlier ones but the counts of tokens."""
+def epoch_of_ours(make: Callable[[], PackedSource], *, kept: bool) -> Callable[[], None]:
+    """An epoch of a new source, which finds nothing of earlier ones but what is on the disk: the
+    counts of tokens and, if they are `kept`, the tokens.
+    """
 
     def run() -> None:
         source = make()
+        assert source.kept_tokens == (source.tokens if kept else 0)
         for batch in Pipeline(source=source, batch_size=BATCH, remainder="pad"):
             jax.block_until_ready(batch)
 
@@ -93,7 +99,9 @@ def main() -> None:
     texts = [record["text"].decode() for record in source]
     source.seek(Cursor())
     tokenizer = trained(texts)
-    fields = {"encode": tokenizer, "length": ROW_TOKENS}
+    fields = {"encode": tokenizer, "length": ROW_TOKENS, "encode_name": "trained here"}
+    counts = options.data_dir / benchmark_data.DOCSTRINGS / "1.0.0" / ".token_counts"
+    shutil.rmtree(counts, ignore_errors=True)  # of another tokenizer, or without tokens
 
     def packed_by(packing: PackingWay, **more: Any) -> PackedSource:
         return PackedSource(source, packing=packing, shuffle=True, **fields, **more)
@@ -102,73 +110,63 @@ def main() -> None:
         "best_fit": packed_by("best_fit"),
         "concat": packed_by("concat"),
     }
+    on_disk = sum(file.stat().st_size for file in counts.rglob("tokens*"))
 
     def alone() -> None:
         for start in range(0, len(texts), 256):
             for encoding in tokenizer.encode_batch(texts[start : start + 256]):
                 np.array(encoding.ids, np.int32)
 
-    def counted() -> None:
-        counts = options.data_dir / benchmark_data.DOCSTRINGS / "1.0.0" / ".token_counts"
+    def counted(keep_tokens: bool) -> None:
         shutil.rmtree(counts)
-        PackedSource(source, **fields)
+        packed_by("concat", keep_tokens=keep_tokens)
 
     def resumed(row: int) -> Callable[[], None]:
         packed = sources["concat"]
 
         def run() -> None:
-            packed.seek(Cursor(0, row))
-            jax.block_until_ready(packed.get_batch(1))
+            for _ in range(RESUMES):
+                packed.seek(Cursor(0, row))
+                jax.block_until_ready(packed.get_batch(1))
 
         return run
 
+    def compared(
+        name: str, ours: Callable[[], None], peer: Callable[[], None], target: float, units: int = 1
+    ) -> Comparison:
+        return in_turn(name, ours, peer, target=target, rounds=options.rounds, units=units)
+
     def comparisons() -> Iterator[Comparison]:
         for packing in sources:
-            ours = epoch_of_ours(functools.partial(packed_by, packing))
-            yield in_turn(
-                f"an epoch of rows, {packing}, against Grain",
-                ours,
-                epoch_of_grain(texts, tokenizer.encode, packing),
-                target=3,
-                rounds=options.rounds,
-            )
-            yield in_turn(
-                f"an epoch of rows, {packing}, against the tokenizer alone",
-                ours,
-                alone,
-                target=0.8,
-                rounds=options.rounds,
-            )
-        kept = packed_by("concat", cacheable=True)
-        yield in_turn(
-            "a later epoch with cacheable=True, concat, against Grain",
-            epoch_of_ours(kept.clone),
+            kept = epoch_of_ours(functools.partial(packed_by, packing), kept=True)
+            again = functools.partial(packed_by, packing, keep_tokens=False)
+            theirs = epoch_of_grain(texts, tokenizer.encode, packing)
+            yield compared(f"{packing}, tokens on disk, against Grain", kept, theirs, 3)
+            yield compared(f"{packing}, tokens on disk, against the tokenizer", kept, alone, 0.8)
+            encodes = epoch_of_ours(again, kept=False)
+            yield compared(f"{packing}, keep_tokens=False, against Grain", encodes, theirs, 1)
+        cached = packed_by("concat", keep_tokens=False, cacheable=True)
+        yield compared(
+            "a later epoch in memory (cacheable=True), concat, against Grain",
+            epoch_of_ours(cached.clone, kept=False),
             epoch_of_grain(texts, tokenizer.encode, "concat"),
-            target=3,
-            rounds=options.rounds,
+            3,
         )
-        yield in_turn(
-            "counting the tokens, against the tokenizer alone",
-            counted,
-            alone,
-            target=0.8,
-            rounds=options.rounds,
-        )
+        for keep, says in ((False, "keep_tokens=False"), (True, "and writing tokens")):
+            ours = functools.partial(counted, keep)
+            yield compared(f"counting, {says}, against the tokenizer", ours, alone, 0.8)
         last = len(sources["concat"]) - 1
-        yield in_turn(
-            "resuming at the last row, against the first",
-            resumed(last),
-            resumed(0),
-            target=0.9,
-            rounds=4 * options.rounds,
+        yield compared(
+            "resuming at the last row, against the first", resumed(last), resumed(0), 0.9, RESUMES
         )
 
     notes = [
         f"{packing}: {len(packed):,} rows of {ROW_TOKENS:,}, {packed.padding:.3%} padding"
         for packing, packed in sources.items()
     ]
-    notes.append(f"{len(texts):,} documents, {sources['concat'].tokens:,} tokens")
-    show("Packed text", comparisons(), notes, options.out / "packed_text")
+    tokens = sources["concat"].tokens
+    notes.append(f"{len(texts):,} documents, {tokens:,} tokens, which take {on_disk:,} bytes")
+    show("Packed text: an epoch", comparisons(), notes, options.out / "packed_text")
 
 
 if __name__ == "__main__":
