@@ -144,3 +144,24 @@ def test_the_records_of_a_stream_are_padded_one_by_one_too(directory):
     for number, one in enumerate(padded(directory)):
         assert one["objects_length"] == number % (MOST_OBJECTS + 1)
         assert one["objects"]["label"].shape == (MOST_OBJECTS,)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_transform_gets_records_of_any_size_without_padding(directory, kind):
+    def summed(record):
+        return {
+            "id": record["id"],
+            "shape": list(record["image"].shape),
+            "pixels": record["image"].sum(dtype=np.int32),
+            "labels": record["objects"]["label"].sum(dtype=np.int32),
+            "words": len(record["caption"]),
+        }
+
+    source = padded(directory, kind, pad_to=None, host_keys=None, transform=summed)
+    batch = jax.device_get(source.get_batch_at(0, RECORDS))
+    for row, number in enumerate(batch["id"]):
+        values = record(number)
+        assert np.array_equal(batch["shape"][row], values["image"].shape)
+        assert batch["pixels"][row] == values["image"].sum()
+        assert batch["labels"][row] == sum(each["label"] for each in values["objects"])
+        assert batch["words"][row] == len(values["caption"])

@@ -4,9 +4,9 @@ import functools
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -74,7 +74,7 @@ class Decoder:
     Attributes:
         outputs: TensorFlow's type specs of a decoded record, in nested dicts.
         stochastic: Whether `map_fn` takes a seed.
-        takes_many: Whether a call may decode many records, because their shapes do not vary.
+        takes_many: Whether a call may decode many records, because none of them is ragged.
         user_code: A digest of what `map_fn` and users' decoding compute. None without such code, or
             if it may give other results in another run.
         errors: The classes of errors that a call raises.
@@ -105,8 +105,8 @@ class Decoder:
             decode = _with_map_fn(tf, columns, mapped)
         self.outputs, self._mapped = mapped.outputs, mapped
         self.stochastic = bool(mapped.seed_spec)
-        self.takes_many = _have_fixed_shapes(tf, self.outputs)
-        of_many = _of_many(tf, decode, mapped.seed_spec, fixed=self.takes_many)
+        self.takes_many = _are_tensors(tf, self.outputs)
+        of_many = _of_many(tf, decode, mapped.seed_spec, each_alone=not self.takes_many)
         self._trace = of_many.get_concrete_function
         self._traced: Callable[..., Any] | None = None
         self.user_code = "+".join(filter(None, [columns.fingerprint, mapped.fingerprint])) or None
@@ -128,25 +128,26 @@ class Decoder:
         composed = mapped._replace(function=lambda *inputs: function(mapped.function(*inputs)))
         decode = _with_map_fn(tf, self._columns, composed)
         self.takes_many = True
-        self._trace = _of_many(tf, decode, mapped.seed_spec, fixed=True).get_concrete_function
+        self._trace = _of_many(tf, decode, mapped.seed_spec).get_concrete_function
 
     def __call__(self, records: Sequence[bytes], keys: np.ndarray | None = None) -> dict[str, Any]:
         """Decodes records.
 
         Args:
-            records: The bytes as stored; one record only if the shapes of decoded records vary.
+            records: The bytes as stored; only one unless `takes_many`.
             keys: Their seeds for a stochastic `map_fn`, `[len(records), 2]` int32.
 
         Returns:
             NumPy arrays `[len(records), ...]`, nested as the outputs are, in their dtypes. They
-            are views of TensorFlow's memory, which nothing else uses.
+            are views of TensorFlow's memory, which nothing else uses. Arrays whose shapes vary are
+            the elements of an object array `[len(records)]`, unless there is only one record.
         """
         inputs = [self._tf.constant(records, self._tf.string)]
         if self.stochastic:
             inputs.append(self._tf.constant(keys))
         with self._lock:  # compiled by the first thread that needs it, while the others wait
             decode = self._traced = self._traced or self._trace()
-        return self._tf.nest.map_structure(_host_array, decode(*inputs))
+        return _on_host(self._tf, decode(*inputs))
 
     def require_as_tfds(self, record: bytes) -> None:
         """Compares a decoded record with that of TFDS, once for all sources that share the decoder.
@@ -203,16 +204,13 @@ def _with_map_fn(tf: Any, columns: FeatureColumns, mapped: TracedMapFn) -> _Deco
     return decode
 
 
-def _have_fixed_shapes(tf: Any, outputs: dict[str, Any]) -> bool:
-    return all(
-        isinstance(spec, tf.TensorSpec) and spec.shape.is_fully_defined()
-        for spec in tf.nest.flatten(outputs)
-    )
+def _are_tensors(tf: Any, outputs: dict[str, Any]) -> bool:
+    return all(isinstance(spec, tf.TensorSpec) for spec in tf.nest.flatten(outputs))
 
 
-def _of_many(tf: Any, decode: _Decode, seed_spec: list[Any], *, fixed: bool) -> Any:
-    """A `tf.function` of any number of records, or of one record if their shapes vary."""
-    each = functools.partial(_map_records if fixed else _map_single_record, tf)
+def _of_many(tf: Any, decode: _Decode, seed_spec: list[Any], *, each_alone: bool = False) -> Any:
+    """A `tf.function` of any number of records, or of one record."""
+    each = functools.partial(_map_single_record if each_alone else _map_records, tf)
     batch_specs = [tf.TensorSpec([None, *spec.shape], spec.dtype) for spec in seed_spec]
     return tf.function(
         functools.partial(decode, each),
@@ -221,10 +219,20 @@ def _of_many(tf: Any, decode: _Decode, seed_spec: list[Any], *, fixed: bool) -> 
     )
 
 
+class _Serialized(NamedTuple):
+    """Tensors of several shapes, which no tensor can hold: each as a `TensorProto`, `[n]`."""
+
+    tensors: Any
+
+
 def _map_records(tf: Any, record: Any, inputs: Any) -> Any:
-    """Applies a traced function, whose results have fixed shapes, to every record `[n, ...]`."""
+    """Applies a traced function, whose results are tensors, to every record `[n, ...]`."""
     outputs = record.structured_outputs
     specs = tf.nest.flatten(outputs)
+    varies = [not spec.shape.is_fully_defined() for spec in specs]
+    if any(varies):
+        record = _serializing(tf, record, inputs, varies)
+        specs = tf.nest.flatten(record.structured_outputs)
     results = tf.raw_ops.MapDefun(
         arguments=tf.nest.flatten(inputs),
         captured_inputs=record.captured_inputs,
@@ -235,13 +243,57 @@ def _map_records(tf: Any, record: Any, inputs: Any) -> Any:
         # in the cache to its last operation (JPEG of 224x224: 2,470 records/s against 2,080).
         max_intra_op_parallelism=1,
     )
+    results = [
+        _Serialized(result) if serialized else result
+        for result, serialized in zip(results, varies, strict=True)
+    ]
     return tf.nest.pack_sequence_as(outputs, results)
+
+
+def _serializing(tf: Any, record: Any, inputs: Any, varies: list[bool]) -> Any:
+    """The traced function of one record that serializes those of its results that vary in shape."""
+
+    def of_record(*inputs: Any) -> list[Any]:
+        return [
+            tf.io.serialize_tensor(result) if serialized else result
+            for result, serialized in zip(tf.nest.flatten(record(*inputs)), varies, strict=True)
+        ]
+
+    spec = tf.nest.map_structure(
+        lambda column: tf.TensorSpec(column.shape[1:], column.dtype), inputs
+    )
+    return tf.function(of_record, spec, autograph=False).get_concrete_function()
 
 
 def _map_single_record(tf: Any, record: Any, inputs: Any) -> Any:
     """Applies a traced function, whose results may have any shape, to one record `[1, ...]`."""
     result = record(*tf.nest.map_structure(lambda column: column[0], inputs))
     return tf.nest.map_structure(lambda value: tf.expand_dims(value, 0), result)
+
+
+def _on_host(tf: Any, value: Any) -> Any:
+    """Decoded records, as `Decoder` returns them."""
+    if isinstance(value, _Serialized):
+        return _deserialized(tf, value)
+    if isinstance(value, Mapping):
+        return {name: _on_host(tf, part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        parts = [_on_host(tf, part) for part in value]
+        if isinstance(value, list):
+            return parts
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return _host_array(value)
+
+
+def _deserialized(tf: Any, column: _Serialized) -> np.ndarray:
+    proto = type(tf.make_tensor_proto(0))  # the class `TensorProto`, which has no public name
+    found = [tf.make_ndarray(proto.FromString(each)) for each in column.tensors.numpy()]
+    if len(found) == 1:
+        return found[0][np.newaxis]
+    rows = np.empty(len(found), object)
+    for row, values in enumerate(found):
+        rows[row] = values
+    return rows
 
 
 def _host_array(value: Any) -> np.ndarray:

@@ -319,9 +319,7 @@ class RecordReader:
     def _records(
         self, numbers: np.ndarray, serialized: list[bytes], keys: np.ndarray | None
     ) -> Iterator[dict[str, Any]]:
-        """Decodes and transforms records one by one. Only those of one shape are decoded in one
-        call.
-        """
+        """Decodes records, in as few calls as possible, and transforms each of them."""
         size = len(numbers) if self.takes_many else 1
         for start in range(0, len(numbers), size or 1):
             part = slice(start, start + size)
@@ -329,7 +327,7 @@ class RecordReader:
             columns = self._decode(numbers[part], serialized[part], key, first_row=start)
             for row, number in enumerate(numbers[part]):
                 if self._transform is None:
-                    yield jax.tree.map(lambda column, row=row: column[row, ...], columns)
+                    yield jax.tree.map(lambda column, row=row: _element(column, row), columns)
                 else:
                     where = partial(self._where, number)
                     own = None if key is None else key[row]
@@ -366,6 +364,12 @@ class RecordReader:
             )
             # Without `from None`, the traceback would show the record that the error quotes.
             raise failure from None if quotes_the_record(error) else error
+
+
+def _element(column: np.ndarray, row: int) -> np.ndarray:
+    """The array of a record, which is an element of an object array if its shape varies."""
+    value = column[row]
+    return value if isinstance(value, np.ndarray) else column[row, ...]
 
 
 def _values(columns: dict[str, Any], row: int) -> dict[str, Any]:
