@@ -19,6 +19,7 @@ from datarax_tfds.mixture_source import MixtureSource
 from datarax_tfds.order.cursor import Cursor
 from datarax_tfds.order.wide_numbers import join_words
 from datarax_tfds.packed_source import PackedSource
+from datarax_tfds.pictures.contact_sheet import show
 from datarax_tfds.pictures.picture import Picture
 from datarax_tfds.pictures.placement import draw_placement
 from datarax_tfds.pipeline import Pipeline
@@ -72,4 +73,5 @@ __all__ = [
     "make_mesh",
     "prefetch_to_device",
     "random_access",
+    "show",
 ]

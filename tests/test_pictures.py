@@ -1,14 +1,27 @@
-"""Pictures: of which rows each device holds."""
+"""Pictures: of the rows of a batch, and of which device holds them."""
 
 import json
 import re
+from itertools import islice
 
 import jax
 import matplotlib
+import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from conftest import shardings
+from tfds_datasets import detection_features, detection_record, store
 
-from datarax_tfds import batch_sharding, draw_placement, make_mesh
+from datarax_tfds import (
+    PackedSource,
+    Pipeline,
+    TFDSStreamingConfig,
+    TFDSStreamingSource,
+    batch_sharding,
+    draw_placement,
+    make_mesh,
+    show,
+)
 from datarax_tfds.cli import main
 from datarax_tfds.pictures.placement import DeviceRows, device_rows, merged
 from sharding import local_rows
@@ -50,6 +63,104 @@ def test_a_picture_has_a_bar_for_the_rows_of_each_device(devices, tmp_path):
     assert (tmp_path / "rows.png").read_bytes().startswith(PNG)
     assert picture._repr_png_().startswith(PNG)  # what a notebook asks for
     assert matplotlib.get_backend(auto_select=False) == backend  # pyplot was not touched
+
+
+def pipeline_of(name, data_dir, batch_size=8, sharding=None, remainder="wrap", **fields):
+    config = TFDSStreamingConfig(name=name, split="train", data_dir=str(data_dir), **fields)
+    source = TFDSStreamingSource(config, sharding=sharding)
+    numbered = {"record_numbers": True, "remainder": remainder}
+    return Pipeline(source=source, batch_size=batch_size, **numbered)
+
+
+def drawn(picture):
+    """What is drawn in each cell that is used: its title, the image, boxes and texts."""
+    return [
+        (
+            cell.get_title(loc="left"),
+            [np.asarray(image.get_array()) for image in cell.images],
+            [np.asarray(line.get_xydata()) for line in cell.lines],
+            [text.get_text() for text in cell.texts],
+        )
+        for cell in picture.figure.axes
+        if cell.images or cell.texts
+    ]
+
+
+class TestShow:
+    def test_each_row_is_its_image_with_label_and_number(self, data_dir):
+        placed = batch_sharding(make_mesh({"data": -1}))
+        pipeline = pipeline_of("tiny", data_dir, sharding=placed, shuffle=True)
+        batch = next(iter(pipeline))
+        cells = drawn(show(batch, pipeline))
+        for row, (title, (image,), boxes, texts) in enumerate(cells):
+            assert title == f"#{batch['record_number'][row]} {batch['label'][row]}"
+            np.testing.assert_allclose(image, np.asarray(batch["image"][row]) / 255, atol=1e-6)
+            assert boxes == texts == []
+        assert len(cells) == 8
+        assert len(drawn(show(batch, most=3))) == 3
+
+    def test_rows_that_are_padding_are_left_out(self, data_dir):
+        *_, last = pipeline_of("tiny", data_dir, batch_size=64, remainder="pad")
+        assert [title.split()[0] for title, *_ in drawn(show(last, most=64))] == [
+            f"#{number}" for number in range(64, 97)
+        ]
+
+    def test_boxes_are_drawn_where_they_are_padded_or_not(self, tmp_path):
+        names = ["cat", "dog"]
+        of = tfds.features
+        objects = {"bbox": of.BBoxFeature(), "label": of.ClassLabel(names=names)}
+        objects = of.Sequence(objects | {"is_crowd": np.bool_})
+        features = detection_features(of) | {"objects": objects}
+        records = [detection_record(number) for number in range(8)]
+        for record in records:
+            for each in record["objects"]:
+                each["label"] %= 2
+        store(tmp_path, "pets", features, records)
+        sizes = {"objects": 6, "image": (16, 16, 3)}
+        pipeline = pipeline_of("pets", tmp_path, pad_to=sizes)
+        padded = drawn(show(next(iter(pipeline)), pipeline))
+        config = TFDSStreamingConfig(name="pets", split="train", data_dir=str(tmp_path))
+        plain = TFDSStreamingSource(config)
+        numbered = [record | {"record_number": at} for at, record in enumerate(islice(plain, 8))]
+        for number, cells in enumerate(zip(padded, drawn(show(numbered, plain)), strict=True)):
+            (title, (image,), boxes, texts), other = cells
+            np.testing.assert_equal(other, (title, [image], boxes, texts))
+            objects = records[number]["objects"]
+            assert texts == [names[each["label"]] for each in objects]
+            for corners, each in zip(boxes, objects, strict=True):
+                top, left, bottom, right = each["bbox"]
+                height, width = image.shape[:2]
+                wanted = [left * width, top * height, right * width, bottom * height]
+                found = [*corners.min(0), *corners.max(0)]
+                np.testing.assert_allclose(found, np.subtract(wanted, 0.5), atol=1e-4)
+
+    def test_tokens_are_text(self, data_dir):
+        config = TFDSStreamingConfig(name="text", split="train", data_dir=str(data_dir))
+        source = PackedSource(
+            TFDSStreamingSource(config), encode=lambda text: list(text.encode()), length=8
+        )
+        batch = next(iter(Pipeline(source=source, batch_size=2)))
+        ids, decoded = (
+            [text for *_, (text,) in drawn(show(batch, source, decode=decode))]
+            for decode in (None, lambda ids: bytes(ids).decode())
+        )
+        for row in range(2):
+            tokens = np.asarray(batch["tokens"][row])
+            assert f"tokens: {' '.join(map(str, tokens))}".split() == ids[row].split()[-9:]
+            assert decoded[row].endswith(f"tokens: {bytes(tokens.tolist()).decode().rstrip()}")
+
+    @pytest.mark.parametrize(
+        ("image", "shown"),
+        [
+            (np.array([[[0.0], [0.5]]], np.float32), [[0, 0.5]]),
+            (np.array([[[-1.0], [3.0]]], np.float32), [[0, 1]]),  # normalised
+            (np.array([[[False], [True]]]), [[0, 1]]),
+            (np.array([[[0], [65535]]], np.uint16), [[0, 1]]),
+        ],
+    )
+    def test_images_of_any_dtype_are_shown(self, image, shown):
+        ((_, (found,), *_),) = drawn(show({"image": image[None]}))
+        np.testing.assert_array_equal(found, np.array(shown, np.float32))
 
 
 class TestPlace:

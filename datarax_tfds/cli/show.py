@@ -1,0 +1,69 @@
+"""`datarax-tfds show`: draws records of a dataset."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import arg
+
+from datarax_tfds.cli.dataset import Dataset
+from datarax_tfds.cli.terminal import doing, import_tensorflow
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from datarax_tfds.decoding.reader import RecordReader
+
+
+@dataclass(frozen=True)
+class Command:
+    """Draws records of a split side by side: images with labels and boxes, or texts.
+
+    Args:
+        split: Any split that TFDS understands, as train[:10%].
+        records: How many records to draw.
+        shuffle: Draw random records, not the first.
+        seed: The seed of the random order.
+        picture: The file to write. By default, show.png.
+    """
+
+    dataset: Dataset
+    split: str = "train"
+    records: int = 16
+    shuffle: bool = False
+    seed: int = 42
+    picture: Annotated[Path, arg(metavar="FILE")] = Path("show.png")
+
+    def run(self) -> int:
+        import_tensorflow()
+        from datarax_tfds import show
+        from datarax_tfds.decoding.reader import RecordReader
+        from datarax_tfds.files.split import open_split
+        from datarax_tfds.order.order import Order
+
+        config = self.dataset.config(self.split)
+        split = open_split(config)
+        doing(f"reading records of {config.name}:{self.split}")
+        reader = RecordReader(split, config, f"{config.name}:{self.split}")
+        count = min(self.records, len(split))
+        numbers = Order(len(split), self.seed if self.shuffle else None).host_numbers(0, 0, count)
+        picture = show(
+            list(_records(reader, numbers)),
+            SimpleNamespace(get_dataset_info=lambda: split.info),
+            most=count,
+        )
+        picture.save(self.picture)
+        sys.stdout.write(f"{count:,} of {len(split):,} records in {self.picture}\n")
+        return 0
+
+
+def _records(reader: "RecordReader", numbers: "np.ndarray") -> Iterator[dict[str, Any]]:
+    """Records one by one, since those whose sizes vary are in no batch, in the dtypes of TFDS."""
+    import jax
+
+    for row in range(len(numbers)):
+        columns = reader.values(numbers[row : row + 1])
+        yield jax.tree.map(lambda column: column[0], columns) | {"record_number": numbers[row]}
