@@ -39,6 +39,7 @@ SLOW = {
     "test_checkpoint_roles.py": True,
     "test_cli.py": False,
     "test_cli_docs.py": False,
+    "test_cli_verify.py::test_sound_files_are_found_sound": False,
     "test_coordinator.py": False,
     "test_copying.py": False,
     "test_corrupt_records.py": False,

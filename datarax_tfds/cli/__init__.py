@@ -15,6 +15,7 @@ commands = {  # by name, what each does; the order is that of the help
     "info": "print the splits and features of a dataset, as a source hands them out",
     "place": "print or draw which host and device holds which rows of a batch, on any mesh",
     "show": "draw records of a dataset: images with labels and boxes, or texts",
+    "verify": "verify every checksum of every record, and name the damaged records",
     "audit": "check from cursor logs that each record of each epoch was delivered exactly once",
     "index": "build the indexes that the TFRecord files of a dataset lack, so that no job has to",
     "launch": "run a command as several JAX processes on this machine",

@@ -2,7 +2,7 @@
 
 import functools
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path, PurePath
 from typing import Any
@@ -132,6 +132,40 @@ def first_record(file: Readable) -> bytes | None:
         return None
     sound = _masked(google_crc32c.value(record)) == int.from_bytes(written, "little")
     return record if sound else None
+
+
+def record_faults(file: Readable) -> Iterator[tuple[int, str | None]]:
+    """Reads a file from front to back, and verifies both checksums of each record.
+
+    Yields:
+        For each record, its offset, and what is wrong with it; None if nothing is. The last record
+        is that whose length is damaged, because nothing says then where the next one begins.
+    """
+    held, base, start = b"", 0, 0  # the bytes from `base` on, and where the next record begins
+    while True:
+        if len(held) < start - base + _HEADER.size:
+            held, base = file.read_at(start, _WINDOW_BYTES), start
+            if not held:
+                return
+        header = held[start - base : start - base + _HEADER.size]
+        if len(header) < _HEADER.size:
+            yield start, "the file is cut short."
+            return
+        length, crc = _HEADER.unpack(header)
+        if crc != _masked(google_crc32c.value(header[: _LENGTH.size])):
+            yield start, "a length fails its checksum."
+            return
+        frame_bytes = length + FRAME_BYTES
+        if len(held) < start - base + frame_bytes:
+            held, base = file.read_at(start, max(frame_bytes, _WINDOW_BYTES)), start
+            if len(held) < frame_bytes:
+                yield start, "the file is cut short."
+                return
+        frame = held[start - base : start - base + frame_bytes]
+        written = int.from_bytes(frame[-_FOOTER_BYTES:], "little")
+        sound = written == _masked(google_crc32c.value(frame[_HEADER.size : -_FOOTER_BYTES]))
+        yield start, None if sound else "a record fails its checksum."
+        start += frame_bytes
 
 
 @not_copied
