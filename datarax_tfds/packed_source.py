@@ -1,12 +1,11 @@
 """Defines the source of rows of tokens, which are packed from the texts of another source."""
 
-import dataclasses
 import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, final, get_args
+from typing import Any, Self, final
 
 import jax
 from flax import nnx
@@ -30,22 +29,26 @@ from datarax_tfds.runtime.untraced import is_traced
 from datarax_tfds.sources.source import Source
 from datarax_tfds.state.state import Identity, cursor_from_state
 from datarax_tfds.tfds_source import TFDSStreamingSource
+from datarax_tfds.tokens.arguments import (
+    PackingWay,
+    reading_of,
+    require_arguments,
+    require_repeatable,
+)
 from datarax_tfds.tokens.count_files import FORMAT, CountFiles
 from datarax_tfds.tokens.counting import Counting, Share, sampled
 from datarax_tfds.tokens.documents import DecodeErrors, Documents
-from datarax_tfds.tokens.encoder import MAX_TOKEN, Encoder, fingerprint, require_equal
+from datarax_tfds.tokens.encoder import Encoder, fingerprint, require_equal
 from datarax_tfds.tokens.kept_tokens import KeptTokens
 from datarax_tfds.tokens.packed_reader import PackedReader
 from datarax_tfds.tokens.rows import VERSION, WINDOW, BestFitRows, ConcatRows
 from datarax_tfds.tokens.token_counts import TokenCounts
 from datarax_tfds.tokens.token_files import TokenFiles
-from sharding.checks import is_integer, nearest, refused, whole_number
+from sharding.checks import refused
 from sharding.hosts.agreement import extend_deadlines
 from sharding.placement import processes_of
 
 _log = logging.getLogger(__name__)
-
-PackingWay = Literal["concat", "best_fit"]
 
 _SAMPLE_BYTES, _SAMPLE_DOCUMENTS = 1 << 20, 32  # on which a tokenizer is tried
 _MIN_WINDOW = 256  # documents that are packed together, if they are read by blocks
@@ -160,7 +163,7 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
                 dataset=config.name,
                 fix="build the source outside, and pass it to nnx.jit as an argument",
             )
-        _require_arguments(self.name, length, packing, eos_id, pad_id, errors, encode_name)
+        require_arguments(self.name, length, packing, eos_id, pad_id, errors, encode_name)
         self.sharding = nnx.static(source.sharding)
         self.rngs = nnx.data(None)
         self.stochastic, self.stream_name, self.draws = False, None, False
@@ -175,14 +178,13 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
                 cacheable=cacheable,
             )
         )
-        reading = _reading(config, split, feature, self.name)
-        reader = RecordReader(split, reading, self.name)
+        reader = RecordReader(split, reading_of(config, split, feature, self.name), self.name)
         self._corrupt = nnx.static(reader.corrupt)
-        _require_repeatable(reader, self.name)
+        require_repeatable(reader, self.name)
         encoder = Encoder(encode, eos_id, self.name)
         # Of 4 bytes each. Rows would take three times as much.
-        kept = int(EAGER_MEMORY_FRACTION * free_host_bytes()) // 4 if cacheable else None
-        documents = Documents(reader, feature, errors, encoder, self.name, kept_tokens=kept)
+        room = int(EAGER_MEMORY_FRACTION * free_host_bytes()) // 4 if cacheable else None
+        documents = Documents(reader, feature, errors, encoder, self.name, kept_tokens=room)
         self._documents = nnx.static(documents)
         sample, tokens = self._tried(documents)
         tokenizer = encode_name or fingerprint(tokens)
@@ -190,18 +192,16 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
         key = _key(split, f"{described}, {reader.user_code}")
         files = CountFiles(None if split.in_store else Path(split.info.data_dir), key)
         token_files = None
-        if keep_tokens and self._can_be_kept(reading):
+        if keep_tokens and self._repeats_in_other_runs(config):
             token_files = TokenFiles(files.places, self._made_of(split, key), eos_id, self.name)
         counts = self._counted(documents, files, token_files)
-        self._kept = nnx.static(None)
-        if token_files is not None:
-            self._kept = nnx.static(KeptTokens(token_files, counts, self.name))
+        kept = token_files and KeptTokens(token_files, counts, self.name)
+        self._kept = nnx.static(kept)
         window = self._read_by_blocks(reader, source)
-        rows = (
-            ConcatRows(counts, length)
-            if packing == "concat"
-            else BestFitRows(counts, length, window)
-        )
+        if packing == "concat":
+            way, rows = packing, ConcatRows(counts, length)
+        else:
+            way, rows = f"{packing} of {window}", BestFitRows(counts, length, window)
         self.length = rows.count
         self._tokens = counts.total
         self._row_tokens = length
@@ -211,7 +211,7 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
         packed = PackedReader(
             documents,
             counts,
-            self._kept,
+            kept,
             rows,
             length=length,
             pad_id=pad_id,
@@ -220,7 +220,6 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
         )
         packed.require_same(sample, tokens)
         self.sampler = self._sampler_of(self.config.shuffle, self.config.seed)
-        way = packing if packing == "concat" else f"best_fit of {window}"
         self._identity = Identity(
             dataset=split.dataset,
             split=split.ranges,
@@ -262,12 +261,11 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
         require_equal(tokens, again, lambda row: documents.where(int(sample[row])), self.name)
         return sample, tokens
 
-    def _can_be_kept(self, reading: TFDSStreamingConfig) -> bool:
-        """Whether the texts are known to be the same in another run."""
-        if reading.allow_stateful_map_fn:
+    def _repeats_in_other_runs(self, config: TFDSStreamingConfig) -> bool:
+        if config.allow_stateful_map_fn:
             says = "%s: tokens are not kept on the disk, because of allow_stateful_map_fn"
             _log.info(says, self.name)
-        return not reading.allow_stateful_map_fn
+        return not config.allow_stateful_map_fn
 
     def _made_of(self, split: Split, key: str) -> str:
         """Identifies the texts and the tokenizer; the texts may change when a file is replaced."""
@@ -379,95 +377,6 @@ def _require_source(source: Any) -> None:
             got=type(source).__name__,
             fix="pass TFDSStreamingSource(TFDSStreamingConfig(name=..., split=...)), or"
             " from_tfds(..., eager=False)",
-        )
-
-
-def _require_arguments(
-    subject: str,
-    length: Any,
-    packing: Any,
-    eos_id: Any,
-    pad_id: Any,
-    errors: Any,
-    encode_name: Any,
-) -> None:
-    if not is_integer(length, 1) or length > 2**24:
-        raise refused(
-            ValueError,
-            subject,
-            "length must be an integer in [1, 2**24].",
-            length=repr(length),
-            fix=f"use length={min(max(whole_number(length) or 2048, 1), 2**24)}",
-        )
-    for name, value in (("eos_id", eos_id), ("pad_id", pad_id)):
-        optional = name == "eos_id" and value is None
-        if not optional and not (is_integer(value, 0) and value <= MAX_TOKEN):
-            raise refused(
-                ValueError,
-                subject,
-                f"{name} must be a token id, an integer in [0, 2**31).",
-                **{name: repr(value)},
-                fix=f"use {name}=0, or another id of the tokenizer",
-            )
-    for name, value, kind in (("packing", packing, PackingWay), ("errors", errors, DecodeErrors)):
-        ways = get_args(kind)
-        if value not in ways:
-            near = nearest(value, ways) if isinstance(value, str) else None
-            raise refused(
-                ValueError,
-                subject,
-                f"{name} must be {', '.join(map(repr, ways[:-1]))} or {ways[-1]!r}.",
-                **{name: repr(value)},
-                fix=f"use {name}={near or ways[0]!r}",
-            )
-    named = isinstance(encode_name, str) and 0 < len(encode_name) < 200
-    if encode_name is not None and not named:
-        raise refused(
-            ValueError,
-            subject,
-            "encode_name must be a text of 1 to 199 characters.",
-            encode_name=repr(encode_name),
-            fix="use encode_name='name and version of the tokenizer', or leave it out",
-        )
-
-
-def _reading(
-    config: TFDSStreamingConfig, split: Split, feature: Any, subject: str
-) -> TFDSStreamingConfig:
-    """The config that reads the feature, unpadded, and nothing else unless a function makes it."""
-    config = dataclasses.replace(config, host_keys=None, pad_to=None, truncate=None)
-    if config.mapped_by is not None:
-        return config
-    top = str(feature).split("/")[0]
-    if top not in split.info.features:
-        near = nearest(top, split.info.features)
-        raise refused(
-            ValueError,
-            subject,
-            f"the dataset has no feature {top!r} to pack.",
-            features=", ".join(sorted(split.info.features)),
-            fix=f"use feature={near or min(split.info.features)!r}",
-        )
-    decoders = config.decoders
-    if isinstance(decoders, Mapping):
-        decoders = {key: value for key, value in decoders.items() if key == top}
-    return dataclasses.replace(
-        config,
-        include_keys={top},
-        exclude_keys=None,
-        as_supervised=False,
-        decoders=decoders,
-    )
-
-
-def _require_repeatable(reader: RecordReader, subject: str) -> None:
-    if reader.stochastic:
-        raise refused(
-            ValueError,
-            subject,
-            "texts must be the same in every epoch, because their tokens are counted once.",
-            random=f"{reader.random_by} takes random numbers",
-            fix=f"use a {reader.random_by} without random numbers",
         )
 
 

@@ -32,7 +32,8 @@ FORMAT = 1
 _DIGEST_BYTES = 32
 _WIDTH = struct.Struct("<q")
 _HEAD_BYTES = 2 * _DIGEST_BYTES + _WIDTH.size
-_CRC_BYTES, _BLOCK_BYTES = 4, 8192
+_CRC_BYTES, BLOCK_BYTES = 4, 8192
+_STORED_BYTES = _CRC_BYTES + BLOCK_BYTES
 
 # Of the disk, this stays free: 10 GiB, or a tenth of a disk of less than 100 GiB.
 _FREE_BYTES, _FREE_FRACTION = 10 << 30, 0.1
@@ -90,8 +91,8 @@ class TokenFiles:
         head, content = digest + _WIDTH.pack(ids.itemsize), ids.view(np.uint8)
         with draft_of(path) as draft:
             draft.write(hashlib.sha256(head).digest() + head)
-            for start in range(0, len(content), _BLOCK_BYTES):
-                block = content[start : start + _BLOCK_BYTES].tobytes().ljust(_BLOCK_BYTES, b"\0")
+            for start in range(0, len(content), BLOCK_BYTES):
+                block = content[start : start + BLOCK_BYTES].tobytes().ljust(BLOCK_BYTES, b"\0")
                 draft.write(_crc(block) + block)
 
     def opened(self, start: int, counts: np.ndarray) -> "TokenFile | None":
@@ -131,32 +132,27 @@ class TokenFile:
 
     def __init__(self, file: StoredFile, width: int):
         self._file = file
-        self._width = width
+        self.width = width
 
-    def read(self, start: int, stop: int) -> np.ndarray | None:
-        """The tokens `[start, stop)` of the file; None if they are damaged.
+    def blocks(self, start: int, stop: int) -> np.ndarray | None:
+        """The blocks `[start, stop)`, uint8 `[n, BLOCK_BYTES]`; None if one of them is damaged.
 
         Raises:
             OSError: The file cannot be read.
         """
-        stored_bytes = _CRC_BYTES + _BLOCK_BYTES
-        first = start * self._width // _BLOCK_BYTES
-        blocks = -(-stop * self._width // _BLOCK_BYTES) - first
-        content = self._file.read_at(_HEAD_BYTES + first * stored_bytes, blocks * stored_bytes)
-        if len(content) != blocks * stored_bytes:
+        length = (stop - start) * _STORED_BYTES
+        content = self._file.read_at(_HEAD_BYTES + start * _STORED_BYTES, length)
+        if len(content) != length:
             return None
-        tokens: list[bytes] = []
-        for at in range(0, len(content), stored_bytes):
-            tokens.append(content[at + _CRC_BYTES : at + stored_bytes])
-            if content[at : at + _CRC_BYTES] != _crc(tokens[-1]):
+        for at in range(0, length, _STORED_BYTES):
+            block = at + _CRC_BYTES
+            if content[at:block] != _crc(content[block : at + _STORED_BYTES]):
                 return None
-        before = first * _BLOCK_BYTES // self._width
-        ids = np.frombuffer(b"".join(tokens), f"<u{self._width}")
-        return ids[start - before : stop - before]
+        return np.frombuffer(content, np.uint8).reshape(-1, _STORED_BYTES)[:, _CRC_BYTES:]
 
 
 def _file_bytes(token_bytes: int) -> int:
-    return _HEAD_BYTES + -(-token_bytes // _BLOCK_BYTES) * (_CRC_BYTES + _BLOCK_BYTES)
+    return _HEAD_BYTES + -(-token_bytes // BLOCK_BYTES) * _STORED_BYTES
 
 
 def _has_room(directory: Path, size: int) -> bool:
