@@ -184,7 +184,7 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
         encoder = Encoder(encode, eos_id, self.name)
         # Of 4 bytes each. Rows would take three times as much.
         room = int(EAGER_MEMORY_FRACTION * free_host_bytes()) // 4 if cacheable else None
-        documents = Documents(reader, feature, errors, encoder, self.name, kept_tokens=room)
+        documents = Documents(reader, feature, errors, encoder, self.name, cached_tokens=room)
         self._documents = nnx.static(documents)
         sample, tokens = self._tried(documents)
         tokenizer = encode_name or fingerprint(tokens)
@@ -354,7 +354,7 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
         return isinstance(self._records, EagerRecords)
 
     def reset_cache(self) -> None:
-        """Frees the tokens that `cacheable` keeps; does nothing if it is not set."""
+        """Frees the memory of the tokens that `cacheable` keeps; does nothing if it is not set."""
         if self.config.cacheable:
             self._documents.forget()
 

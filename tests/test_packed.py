@@ -417,9 +417,11 @@ class TestCounts:
         assert encoded.total() == 2 * 32
 
     @pytest.mark.parametrize("room", [0, 100, 10**6])
-    def test_tokens_that_are_kept_are_not_made_again(self, documents, room):
+    def test_tokens_that_are_cached_are_not_made_again(self, documents, room):
         source, encoded = documents
-        kept = Documents(source.reader, "text", "strict", source._encoder, "test", kept_tokens=room)
+        kept = Documents(
+            source.reader, "text", "strict", source._encoder, "test", cached_tokens=room
+        )
         numbers = np.arange(len(TEXTS))
         for _ in range(3):
             assert [ids.tolist() for ids in kept.tokens(numbers)] == DOCUMENTS

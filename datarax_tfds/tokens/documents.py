@@ -29,8 +29,8 @@ class Documents:
         errors: What to do about bytes that are not UTF-8, as in `bytes.decode`.
         encoder: Makes tokens of the texts.
         subject: The source that reads, for messages.
-        kept_tokens: How many tokens are kept for later epochs: those of the documents that are read
-            first. None keeps those that were read last, for the next rows.
+        cached_tokens: How many tokens stay in memory for later epochs: those of the documents that
+            are read first. None caches those that were read last, for the next rows.
     """
 
     counted_as = "tokens"
@@ -43,7 +43,7 @@ class Documents:
         encoder: Encoder,
         subject: str,
         *,
-        kept_tokens: int | None = None,
+        cached_tokens: int | None = None,
     ):
         self.reader = reader
         self._errors = errors
@@ -51,9 +51,9 @@ class Documents:
         self._subject = subject
         _require_text(reader, feature, subject)
         self._path = feature.split("/")
-        self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._room = _LAST_TOKENS if kept_tokens is None else kept_tokens
-        self._evicts = kept_tokens is None
+        self._cached: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._room = _LAST_TOKENS if cached_tokens is None else cached_tokens
+        self._evicts = cached_tokens is None
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -80,31 +80,31 @@ class Documents:
         return lengths_of(self.encoded(numbers))
 
     def tokens(self, numbers: np.ndarray) -> list[np.ndarray]:
-        """The same as `encoded`. Documents that are kept are not read again."""
+        """The same as `encoded`. Documents whose tokens are cached are not read again."""
         with self._lock:
-            found = {n: self._kept[n] for n in numbers.tolist() if n in self._kept}
+            found = {n: self._cached[n] for n in numbers.tolist() if n in self._cached}
         missing = np.array([n for n in numbers.tolist() if n not in found], np.int64)
         if len(missing):
             encoded = dict(zip(missing.tolist(), self.encoded(missing), strict=True))
-            self._keep(encoded)
+            self._cache(encoded)
             found |= encoded
         return [found[number] for number in numbers.tolist()]
 
-    def _keep(self, encoded: dict[int, np.ndarray]) -> None:
+    def _cache(self, encoded: dict[int, np.ndarray]) -> None:
         with self._lock:
             for number, ids in encoded.items():
-                if number not in self._kept and (self._evicts or len(ids) <= self._room):
-                    self._kept[number] = ids
+                if number not in self._cached and (self._evicts or len(ids) <= self._room):
+                    self._cached[number] = ids
                     self._room -= len(ids)
             while self._room < 0:
-                _, dropped = self._kept.popitem(last=False)
+                _, dropped = self._cached.popitem(last=False)
                 self._room += len(dropped)
 
     def forget(self) -> None:
-        """Drops the tokens that are kept."""
+        """Drops the tokens that are cached."""
         with self._lock:
-            self._room += sum(map(len, self._kept.values()))
-            self._kept.clear()
+            self._room += sum(map(len, self._cached.values()))
+            self._cached.clear()
 
     def _contents(self, numbers: np.ndarray) -> list[bytes]:
         size = max(len(numbers), 1) if self.reader.takes_many else 1
