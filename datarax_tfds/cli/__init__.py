@@ -16,6 +16,7 @@ commands = {  # by name, what each does; the order is that of the help
     "place": "print or draw which host and device holds which rows of a batch, on any mesh",
     "show": "draw records of a dataset: images with labels and boxes, or texts",
     "verify": "verify every checksum of every record, and name the damaged records",
+    "fill": "write random records with the features of a real dataset, to try a program with",
     "audit": "check from cursor logs that each record of each epoch was delivered exactly once",
     "index": "build the indexes that the TFRecord files of a dataset lack, so that no job has to",
     "launch": "run a command as several JAX processes on this machine",

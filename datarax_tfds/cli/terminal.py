@@ -1,10 +1,12 @@
 """What all commands print: tables, JSON, and on a terminal what they are doing."""
 
+import io
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 
@@ -102,3 +104,19 @@ def progress(items: Iterable[Any], total: int, what: str, unit: str = " files") 
     from tqdm import tqdm
 
     yield from tqdm(items, desc=what, total=total, unit=unit, delay=1.0, disable=None)
+
+
+@contextmanager
+def quiet_tfds() -> Iterator[None]:
+    """Drops what TFDS prints and warns of while it writes; on a terminal its progress stays."""
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.ERROR)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(redirect_stdout(io.StringIO()))
+            if not sys.stderr.isatty():
+                stack.enter_context(redirect_stderr(io.StringIO()))
+            yield
+    finally:
+        absl.setLevel(level)

@@ -17,6 +17,9 @@ from datarax_tfds.cli.terminal import doing, print_json, progress
 if TYPE_CHECKING:
     from datarax_tfds.files.verification import Damage
 
+# A process takes seconds to start, in which one reads hundreds of megabytes.
+_BYTES_A_PROCESS = 1 << 28
+
 
 @dataclass(frozen=True)
 class Command:
@@ -27,7 +30,7 @@ class Command:
     say.
 
     Args:
-        processes: How many processes read; by default, as many as there are cores.
+        processes: How many processes read; by default, one for each core, or fewer for few data.
         json: Print JSON.
     """
 
@@ -52,7 +55,9 @@ class Command:
             for path, length in files.items()
             if str(path) not in done
         ]
-        processes = min(self.processes or os.cpu_count() or 1, len(work))
+        stored = sum(split.num_bytes for split in prepared.info.splits.values())
+        most = 1 + stored // _BYTES_A_PROCESS
+        processes = min(self.processes or min(os.cpu_count() or 1, most), len(work))
         for file, version, damage in progress(_verified(work, processes), len(work), "verifying"):
             done[file] = damage
             log.add(file, version, damage)
