@@ -17,11 +17,12 @@ EXAMPLES = re.findall(r"```console\n\$ datarax-tfds (.*)\n((?:.*\n)*?)```", PAGE
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A directory in which the demo has prepared its data."""
+    """A directory like that of the repository, in which the demo has prepared its data."""
     import digits
 
     place = tmp_path_factory.mktemp("digits")
     no_gcs = tfds.download.DownloadConfig(try_download_gcs=False)
+    (place / "scripts").symlink_to(ROOT / "scripts")
     digits.Digits(data_dir=str(place / "data")).download_and_prepare(download_config=no_gcs)
     return place
 

@@ -11,15 +11,16 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-commands = {  # by name, what each does; the order is that of the help
-    "info": "print the splits and features of a dataset, as a source hands them out",
-    "place": "print or draw which host and device holds which rows of a batch, on any mesh",
-    "show": "draw records of a dataset: images with labels and boxes, or texts",
-    "verify": "verify every checksum of every record, and name the damaged records",
+commands = {  # by name, what each does, in the order in which they are needed
+    "prepare": "have TFDS download and prepare a dataset",
     "fill": "write random records with the features of a real dataset, to try a program with",
-    "audit": "check from cursor logs that each record of each epoch was delivered exactly once",
+    "info": "print the splits and features of a dataset, as a source hands them out",
+    "show": "draw records of a dataset: images with labels and boxes, or texts",
     "index": "build the indexes that the TFRecord files of a dataset lack, so that no job has to",
+    "verify": "verify every checksum of every record, and name the damaged records",
+    "place": "print or draw which host and device holds which rows of a batch, on any mesh",
     "launch": "run a command as several JAX processes on this machine",
+    "audit": "check from cursor logs that each record of each epoch was delivered exactly once",
 }
 _USAGE = "usage: datarax-tfds [--version] COMMAND ...\n"
 _STATUSES = """\

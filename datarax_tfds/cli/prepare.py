@@ -1,0 +1,71 @@
+"""`datarax-tfds prepare`: has TFDS download and prepare a dataset, by one process."""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from datarax_tfds.cli.dataset import Dataset
+from datarax_tfds.cli.terminal import doing, import_tensorflow, quiet_tfds, wrong_usage
+
+
+@dataclass(frozen=True)
+class Command:
+    """Has TFDS download and prepare a dataset, unless that is done already.
+
+    If several processes do so at once, also as part of a job, one prepares it while the others
+    wait.
+
+    Args:
+        code: A Python file that defines the dataset, if TFDS does not know it. It is run.
+        file_format: The format of the files. By default, tfrecord.
+        beam_workers: How many processes of Apache Beam to use, for a dataset that needs it.
+    """
+
+    dataset: Dataset
+    code: Annotated[Path | None, arg(metavar="FILE")] = None
+    file_format: Literal["tfrecord", "array_record"] | None = None
+    beam_workers: Annotated[int | None, arg(metavar="N")] = None
+
+    def run(self) -> int:
+        if self.dataset.is_directory:
+            return wrong_usage("prepare", "give the name of a dataset, and --data-dir")
+        if self.code is not None and not self.code.is_file():
+            return wrong_usage("prepare", f"there is no file {self.code}")
+        import_tensorflow()
+        from datarax_tfds.files.preparing import prepared_dataset
+
+        options = {} if self.file_format is None else {"file_format": self.file_format}
+        config = replace(
+            self.dataset.config(),
+            local_files_only=False,
+            beam_num_workers=self.beam_workers,
+            download_and_prepare_kwargs=options,
+        )
+        doing(f"preparing {self.dataset.dataset}")
+        with _defined_in(self.code), quiet_tfds():
+            prepared = prepared_dataset(config)
+        splits = prepared.info.splits.items()
+        said = ", ".join(f"{split.num_examples:,} records of {name}" for name, split in splits)
+        sys.stdout.write(f"{prepared.info.full_name} in {prepared.directory}: {said}\n")
+        return 0
+
+
+@contextmanager
+def _defined_in(code: Path | None) -> Iterator[None]:
+    """Runs a file as a module, whose classes TFDS then knows."""
+    if code is None:
+        yield
+        return
+    folder = str(code.absolute().parent)
+    sys.path.insert(0, folder)
+    try:
+        importlib.import_module(code.stem)
+        yield
+    finally:
+        sys.path.remove(folder)
