@@ -435,7 +435,7 @@ def _require_parts(parts: Any) -> dict[str, Part]:
                 f"the part {name!r} must be an eager source, a stream or a PackedSource.",
                 got=type(part).__name__,
                 fix="pass sources, as from_tfds('mnist', 'train'); in place of a mixture, pass its"
-                " parts",
+                " parts; in place of a BucketedSource, pass a stream with pad_to",
             )
     present = {name: part for name, part in parts.items() if part is not None}
     if not present:

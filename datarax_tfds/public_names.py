@@ -2,6 +2,7 @@
 
 from datarax_tfds.adapters.grain_dataset import grain_dataset
 from datarax_tfds.adapters.random_access import random_access
+from datarax_tfds.bucketed_source import BucketedSource
 from datarax_tfds.config.config import TFDSEagerConfig, TFDSStreamingConfig
 from datarax_tfds.decoding.image_crops import decode_center_crop, decode_random_crop
 from datarax_tfds.decoding.record_spec import Unbatched
@@ -38,6 +39,7 @@ from sharding import (
 
 __all__ = [
     "Audit",
+    "BucketedSource",
     "Cursor",
     "CursorLog",
     "CursorTraceError",

@@ -16,6 +16,7 @@ from xdist.scheduler import LoadScopeScheduling
 # They start several processes at a time: two such tests at once would be slower than in turn.
 OF_PROCESSES = {
     "test_agreement",
+    "test_bucketed_processes",
     "test_checkpoint_roles",
     "test_elastic",
     "test_endings",
@@ -36,6 +37,9 @@ OF_PROCESSES = {
 SLOW = {
     "test_agreement.py": False,
     "test_block_order.py::test_an_epoch_holds_every_record_once_in_whatever_spans_it_comes": False,
+    "test_bucket_order.py::test_an_epoch_is_that_of_the_rule_in_whatever_spans_it_comes": False,
+    "test_bucketed.py::TestContract": False,
+    "test_bucketed_processes.py": False,
     "test_checkpoint_roles.py": True,
     "test_cli.py": False,
     "test_cli_docs.py": False,

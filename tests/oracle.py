@@ -7,6 +7,7 @@ from fractions import Fraction
 import numpy as np
 import tfds_datasets
 
+from datarax_tfds.order.keys import record_keys
 from datarax_tfds.order.order import Order
 from datarax_tfds.order.record_order import RecordOrder
 
@@ -101,3 +102,39 @@ def best_fitted(sizes: list[int], length: int) -> list[list[tuple[int, int, int]
             fitting = [(length, len(rows) - 1)]
         rows[min(fitting)[1]].append((number, sizes[number] - size, size))
     return [sorted(row) for row in rows]
+
+
+def bucketed(
+    base: RecordOrder, buckets: list[int], run: int, window: int, continuous: bool, epoch: int
+) -> list[int]:
+    """The record numbers of an epoch in which records of a bucket come in runs, one by one."""
+    numbers = base.host_numbers(epoch, 0, base.length).tolist()
+    lead = (-epoch * base.length) % run if continuous else 0
+    starts = [0, *range(lead + window, base.length, window)]
+    arranged = []
+    for start, stop in zip(starts, [*starts[1:], base.length], strict=True):
+        waiting: dict[int, list[int]] = {bucket: [] for bucket in sorted(set(buckets))}
+        runs = []
+        for number in numbers[start:stop]:
+            own = waiting[buckets[number]]
+            own.append(number)
+            if len(own) == run:
+                runs.append(list(own))
+                own.clear()
+
+        def rank(run: list[int]) -> tuple[int, ...]:
+            if base.seed is None:
+                return (numbers.index(run[0]),)
+            words = record_keys(base.seed, epoch, np.array(run[:1]))[0].astype(np.int64).tolist()
+            return (words[0] << 32 ^ words[1],)
+
+        runs.sort(key=rank)
+        first = lead if start == 0 else 0
+        if first > sum(map(len, waiting.values())) and runs:
+            broken = runs.pop()
+            waiting[buckets[broken[0]]][:0] = broken
+        rest = [number for own in waiting.values() for number in own]
+        first = min(first, len(rest))
+        arranged += [rest.pop() for _ in range(first)]
+        arranged += [number for each in runs for number in each] + rest
+    return arranged

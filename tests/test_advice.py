@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import test_advice_adapters
+import test_advice_buckets
 import test_advice_calls
 import test_advice_configs
 import test_advice_files
@@ -25,6 +26,7 @@ from checkout import MODULES, ROOT
 
 TABLES = (
     test_advice_adapters,
+    test_advice_buckets,
     test_advice_calls,
     test_advice_configs,
     test_advice_files,

@@ -46,6 +46,10 @@ def stripped(u):
     return {"web": u.loaded, "code": u.eager(exclude_keys={"image"})}
 
 
+def padded(u):
+    return u.stream(name="text", include_keys={"tokens"}, pad_to={"tokens": 8})
+
+
 ROWS = [
     Row(
         "weights must be a dict, with a number for each part.",
@@ -98,9 +102,11 @@ ROWS = [
     ),
     Row(
         "the part 'web' must be an eager source, a stream or a PackedSource.",
-        "pass sources, as from_tfds('mnist', 'train'); in place of a mixture, pass its parts",
+        "pass sources, as from_tfds('mnist', 'train'); in place of a mixture, pass its parts; in"
+        " place of a BucketedSource, pass a stream with pad_to",
         lambda u: mix(u, {"web": 1}, parts={"web": mix(u)}),
         lambda u: mix(u, parts=mix(u).parts),
+        lambda u: mix(u, {"web": 1}, parts={"web": padded(u)}),
     ),
     Row(
         "all parts must have the same sharding.",

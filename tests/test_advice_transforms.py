@@ -119,7 +119,7 @@ PADDING = [
     ),
     Row(
         "the parts of 'both' differ in length.",
-        "name each part, as pad_to={'both/one': 8, 'both/other': 8}",
+        "in place of 'both', name 'both/one' and 'both/other', each with its size",
         lambda u: mapped(u, uneven, pad_to={"both": 8}),
         lambda u: mapped(u, uneven, pad_to={"both/one": 8, "both/other": 8}),
     ),

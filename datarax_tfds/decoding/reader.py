@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Self
 
@@ -284,6 +284,31 @@ class RecordReader:
             NumPy arrays `[n, ...]`, nested as a record is. Do not write to them.
         """
         return self._decode(numbers, self._bytes.read(numbers), None)
+
+    def lengths(self, numbers: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """Reads how long parts of records are that `pad_to` pads to a length.
+
+        Args:
+            numbers: `[n]`, in `[0, N)`.
+            names: Those of the parts in `pad_to`.
+
+        Returns:
+            int64 `[n, names]`: the lengths before padding, also of records that are larger.
+        """
+        return self.corrupt.read(numbers, lambda sound: self._lengths(sound, names))
+
+    def _lengths(self, numbers: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        assert self._stack is not None
+        where: Callable[[int], str] = lambda row: self._where(numbers[row])  # noqa: E731
+        serialized = self._bytes.read(numbers)
+        if self._pads_in_graph:
+            padded = self._decode(numbers, serialized, None)
+            arrays = [of_leaf.tolist() for of_leaf in padded["shapes"]]
+            shapes = ([tuple(of_leaf[row]) for of_leaf in arrays] for row in range(len(numbers)))
+        else:
+            records = enumerate(self._records(numbers, serialized, None))
+            shapes = (self._stack.shapes(record, where, row) for row, record in records)
+        return self._stack.lengths(names, shapes, where)
 
     def _read(self, numbers: np.ndarray, keys: np.ndarray | None) -> dict[str, Any]:
         columns = self._columns(numbers, keys)

@@ -1,7 +1,7 @@
 """Stacks records as the columns of a batch, and pads what varies in size."""
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -74,6 +74,30 @@ class Stack:
                 noted[row] = self._size(entry, own, where, row)
         return self._with_sizes(columns["record"], sizes)
 
+    def lengths(
+        self, names: Sequence[str], shapes: Iterable[Sequence[tuple[int, ...]]], where: _Where
+    ) -> np.ndarray:
+        """The lengths of parts that are padded to a length, before they are padded or cut.
+
+        Args:
+            names: Those of the parts in `pad_to`.
+            shapes: For each record, the shapes of its arrays.
+            where: Names the record in a row, for messages.
+
+        Returns:
+            int64 `[rows, names]`.
+        """
+        by_name = {entry.name: entry for entry in self._entries}
+        entries = [by_name[name] for name in names]
+        found = [
+            [
+                self._common(entry, [of_record[place] for place in entry.leaves], where, row)
+                for entry in entries
+            ]
+            for row, of_record in enumerate(shapes)
+        ]
+        return np.array(found, np.int64).reshape(-1, len(entries))
+
     def _with_sizes(self, columns: Any, sizes: list[np.ndarray]) -> dict[str, Any]:
         for entry, noted in zip(self._entries, sizes, strict=True):
             columns = with_value(columns, entry.place, noted)
@@ -83,11 +107,18 @@ class Stack:
         self, entry: Entry, shapes: list[tuple[int, ...]], where: _Where, row: int
     ) -> int | tuple[int, ...]:
         """The size of a record to note, given the shapes of the parts of an entry."""
-        found: dict[str, Any] = {}
         for place, shape in zip(entry.leaves, shapes, strict=True):
             leaf = self._leaves[place]
             if not entry.truncate and any(map(operator.gt, shape, leaf.shape)):
                 raise self._too_large(entry, leaf, shape, where(row))
+        size = self._common(entry, shapes, where, row)
+        return min(size, entry.sizes) if isinstance(entry.sizes, int) else size
+
+    def _common(self, entry: Entry, shapes: list[tuple[int, ...]], where: _Where, row: int) -> Any:
+        """The length that the parts of an entry have in common, or the shape that is kept."""
+        found: dict[str, Any] = {}
+        for place, shape in zip(entry.leaves, shapes, strict=True):
+            leaf = self._leaves[place]
             kept = tuple(map(min, shape, leaf.shape))
             found[leaf.name] = shape[0] if entry.noted == () else kept
         if len(set(found.values())) > 1:
@@ -96,10 +127,14 @@ class Stack:
                 where(row),
                 f"the parts of {entry.name!r} differ in length.",
                 lengths=", ".join(f"{name} {length}" for name, length in found.items()),
-                fix=f"name each part, as pad_to={dict.fromkeys(found, entry.sizes)}",
+                fix=f"in place of {entry.name!r}, name {' and '.join(map(repr, found))}, each with"
+                " its size",
             )
-        size = next(iter(found.values()))
-        return min(size, entry.sizes) if isinstance(entry.sizes, int) else size
+        return next(iter(found.values()))
+
+    def shapes(self, record: Any, where: _Where, row: int) -> list[tuple[int, ...]]:
+        """The shapes of the arrays of a record, which is checked as it is stacked."""
+        return [value.shape for value in self._checked(record, where, row)]
 
     def _checked(self, record: Any, where: _Where, row: int) -> list[np.ndarray]:
         """The arrays of a record, which must have the names, dtypes and shapes of the first one."""

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from datarax_tfds.history.logged_orders import are_sound
 from datarax_tfds.order.cursor import Cursor
 from datarax_tfds.order.growing import BatchSizes
 from datarax_tfds.state import state
@@ -13,7 +14,7 @@ from sharding.checks import refused
 
 
 class Beginning(NamedTuple):
-    """What a run begins with: the rows of a batch, the saved state, and the parts of a mixture."""
+    """What a run begins with: the rows of a batch, the saved state, and what else its order is."""
 
     batch_size: BatchSizes
     state: Mapping[str, Any]
@@ -63,6 +64,9 @@ def read_lines(lines: Iterable[str], subject: str) -> Iterator[Line]:
             if error is cut:
                 raise
             raise _refused(subject, number, error) from error
+        begins = read.begins
+        if begins is not None and not are_sound(begins.state["order"], begins.parts):
+            raise _refused(subject, number, ValueError("the buckets are not those of the order"))
         yield read
 
 

@@ -1,7 +1,7 @@
 """Holds records that other threads are decoding, and finds the rows of a batch in them."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
@@ -11,6 +11,8 @@ import numpy as np
 from datarax_tfds.records.host_rows import fill_rows, padding
 from datarax_tfds.records.readers import Reader
 from sharding.hosts.waits import result_of
+
+Cut = Callable[[dict[str, Any]], dict[str, Any]]  # of columns `[rows, ...]`
 
 
 class Chunks(NamedTuple):
@@ -53,17 +55,22 @@ class PendingRows:
         self._places = places
         self._reader = reader
 
-    def stacked(self, rows: slice) -> dict[str, Any]:
-        """All rows of a slice, as NumPy arrays `[rows, ...]`; rows that are not held are zeros."""
+    def stacked(self, rows: slice, cut: Cut | None = None) -> dict[str, Any]:
+        """All rows of a slice, as NumPy arrays `[rows, ...]`; rows that are not held are zeros.
+
+        `cut` leaves out a part of the columns that the batch does not need.
+        """
+        cut = cut or (lambda columns: columns)
         places = self._places[rows.start, rows.stop]
-        parts = list(self._columns(places))
+        parts = list(map(cut, self._columns(places)))
         if places.held.all():
             if len(parts) == 1:
                 return parts[0]  # TensorFlow's own memory, which JAX may use without a copy
             return jax.tree.map(lambda *columns: np.concatenate(columns), *parts)
         size = len(places.held)
         zeros = lambda leaf: np.zeros((size, *leaf.shape), leaf.dtype)  # noqa: E731
-        empty = jax.tree.map(zeros, self._reader.spec) | padding(self._reader.host_spec, size)
+        padded = jax.tree.map(zeros, self._reader.spec) | padding(self._reader.host_spec, size)
+        empty = cut(padded)
         filled, held = 0, np.flatnonzero(places.held)
         for part in parts:
             count = len(jax.tree.leaves(part)[0])

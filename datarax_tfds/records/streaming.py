@@ -8,6 +8,7 @@ import numpy as np
 
 from datarax_tfds.decoding.device_dtypes import require_same_widths
 from datarax_tfds.decoding.record_spec import require_arrays
+from datarax_tfds.lengths.batch_shapes import BatchShapes
 from datarax_tfds.order.sampler import Selection, Traced
 from datarax_tfds.records.cache import RecordCache
 from datarax_tfds.records.chunks import PendingRows
@@ -36,6 +37,7 @@ class StreamingRecords:
         batch: The placement of batches on the mesh.
         prefetch_buffer: How many batches may wait decoded, as in the config.
         cacheable: Whether decoded records are kept, as in the config.
+        shapes: The shape of each batch, if they differ; otherwise records are as they are read.
 
     Attributes:
         decoded: Returns the records that the reader reads, or those that are kept.
@@ -51,12 +53,14 @@ class StreamingRecords:
         batch: Placement,
         prefetch_buffer: int,
         cacheable: bool,
+        shapes: BatchShapes | None = None,
     ):
         self.length = reader.length
         self.spec, self.host_spec = reader.spec, reader.host_spec
         self.reader = reader
         self.prefetch_buffer = prefetch_buffer
         self._batch = batch
+        self._shapes = shapes
         self._cache = _cache_of(reader) if cacheable else None
         self._pool = ThreadPool(decoding_threads(), "datarax_tfds")
         self.decoded: DecodedRecords = self._cache or reader
@@ -76,11 +80,13 @@ class StreamingRecords:
         require_arrays(self.spec, self.reader.subject, mapped_by=self.reader.mapped_by)
         require_same_widths(self.spec, self.reader.subject)
 
+        cut = None if self._shapes is None else self._shapes.cut(selection)
+
         def placed(rows: PendingRows) -> BatchInputs:
             on_host: dict[int, HostRows] = {}
 
             def on_devices(part: slice) -> dict[str, Any]:
-                columns = rows.stacked(part)
+                columns = rows.stacked(part, cut)
                 on_host[part.start] = {name: columns.pop(name) for name in self.reader.host_spec}
                 return columns
 
@@ -117,11 +123,16 @@ class StreamingRecords:
 
     def each_record(self, selection: Selection) -> Iterator[dict[str, Any]]:
         """Yields the records of a selection one by one: text as bytes, arrays on every device."""
-        return iter(self._single.read(selection, lambda rows: list(self._placed_singly(rows))))
+        use = lambda rows: list(self._placed_singly(selection, rows))  # noqa: E731
+        return iter(self._single.read(selection, use))
 
-    def _placed_singly(self, rows: PendingRows) -> Iterator[dict[str, Any]]:
+    def _placed_singly(self, selection: Selection, rows: PendingRows) -> Iterator[dict[str, Any]]:
         require_same_widths(self.spec, self.reader.subject)
-        for record in rows.singly():
+        numbers = selection.record_numbers()
+        held = numbers[self.reader.holds(numbers)]
+        for number, record in zip(held.tolist(), rows.singly(), strict=True):
+            if self._shapes is not None:
+                record = self._shapes.cut_alone(number, record)
             on_host = {name: record.pop(name) for name in self.reader.host_spec}
             leaves, structure = jax.tree.flatten(record)
             placed = iter(on_mesh([leaf for leaf in leaves if not _is_text(leaf)], self._batch))

@@ -76,7 +76,7 @@ class DatasetSource(Source[Opened], Generic[Config, Opened]):
             split=split.ranges,
             records=self.length,
             fingerprint=split.fingerprint,
-            features=_digest(reader.spec, config),
+            features=digest_of(reader.spec, config),
             user_code=reader.user_code,
             shuffle=config.shuffle,
             seed=None,
@@ -232,7 +232,8 @@ class DatasetSource(Source[Opened], Generic[Config, Opened]):
         return self.config.exclude_keys
 
 
-def _digest(spec: Any, config: AnyConfig) -> str:
+def digest_of(spec: Any, config: AnyConfig) -> str:
+    """Identifies what records are made of, for `Identity.features`."""
     lines = [
         f"{jax.tree_util.keystr(path)} {leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(spec)

@@ -32,12 +32,13 @@ class Countable(Protocol):
     """Records of which something is counted: documents, of which the tokens are.
 
     Attributes:
-        reader: Reads the records.
         counted_as: What is counted, for messages.
     """
 
-    reader: RecordReader
     counted_as: str
+
+    @property
+    def reader(self) -> RecordReader: ...
 
     def __len__(self) -> int: ...
 

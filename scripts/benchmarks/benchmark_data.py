@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
+from datarax_tfds import TFDSStreamingConfig, TFDSStreamingSource
 from datarax_tfds.files.record_index import index_content
 from datarax_tfds.files.stored_file import FileVersion
 
-DOCSTRINGS = "bench_docstrings"
+DOCSTRINGS, TOKEN_LISTS = "bench_docstrings", "bench_token_lists"
 
 
 class InMemory:
@@ -270,3 +271,29 @@ def docstrings(data_dir: Path) -> str:
             disable_shuffling=True,
         )
     return DOCSTRINGS
+
+
+def token_lists(data_dir: Path) -> str:
+    """Writes the bytes of those docstrings, up to 2,048 of each; returns the name."""
+    import tensorflow_datasets as tfds
+
+    if not (data_dir / TOKEN_LISTS).exists():
+        config = TFDSStreamingConfig(
+            name=docstrings(data_dir), split="train", data_dir=str(data_dir)
+        )
+        texts = TFDSStreamingSource(config)
+        tokens = tfds.features.Tensor(shape=(None,), dtype=np.uint8)  # a Sequence takes 15 ms each
+        tfds.dataset_builders.store_as_tfds_dataset(
+            name=TOKEN_LISTS,
+            version="1.0.0",
+            features=tfds.features.FeaturesDict({"tokens": tokens}),
+            split_datasets={
+                "train": (
+                    (number, {"tokens": np.frombuffer(record["text"][:2048], np.uint8)})
+                    for number, record in enumerate(texts)
+                )
+            },
+            data_dir=data_dir,
+            disable_shuffling=True,
+        )
+    return TOKEN_LISTS

@@ -1,0 +1,364 @@
+"""Defines the source whose batches have one of a few lengths."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, final
+
+import jax
+import numpy as np
+from flax import nnx
+
+from datarax_tfds.config.config import TFDSStreamingConfig
+from datarax_tfds.config.fields import Field, flag
+from datarax_tfds.decoding.reader import RecordReader
+from datarax_tfds.files.split import Split
+from datarax_tfds.lengths.batch_shapes import BatchShapes
+from datarax_tfds.lengths.bucketed_reader import BucketedReader
+from datarax_tfds.lengths.declared_lengths import DeclaredLengths
+from datarax_tfds.lengths.record_lengths import RecordLengths, lengths_reader
+from datarax_tfds.order.block_order import BlockOrder
+from datarax_tfds.order.bucket_order import BucketOrder, Buckets
+from datarax_tfds.order.cursor import Cursor, Remainder, Schedule
+from datarax_tfds.order.order import Order, check_seed
+from datarax_tfds.order.sampler import Sampler
+from datarax_tfds.records.streaming import StreamingRecords
+from datarax_tfds.runtime.forks import refuse_in_forked_child
+from datarax_tfds.runtime.signatures import set_signature
+from datarax_tfds.runtime.untraced import is_traced
+from datarax_tfds.sources.dataset_source import digest_of
+from datarax_tfds.sources.source import Source
+from datarax_tfds.state.state import Identity, cursor_from_state
+from datarax_tfds.tfds_source import TFDSStreamingSource
+from datarax_tfds.tokens.count_files import FORMAT, CountFiles
+from datarax_tfds.tokens.counting import Counting, Share
+from sharding.checks import is_integer, refused, whole_number
+from sharding.placement import processes_of
+
+_WINDOW = 65_536  # positions that are arranged together: 15 ms of a core
+_MIN_RUNS = 64  # in a window; of a few, many would be left over
+_MIN_RUNS_OF_BLOCKS = 16  # likewise, where the bytes of a window are held in memory
+_MAX_SHOWN = 200  # characters of the lengths in a state
+
+
+@final
+class BucketedSource(Source[StreamingRecords]):
+    """Delivers the records of a stream in batches of a few lengths, each as short as can be.
+
+        sentences = TFDSStreamingSource(TFDSStreamingConfig(name="wmt", split="train"))
+        source = BucketedSource(sentences, lengths={"tokens": (64, 128, 256)}, shuffle=True)
+        for batch in Pipeline(source=source, batch_size=64):
+            train_step(batch)    # {"tokens": int32[64, 64], [64, 128] or [64, 256], ...}
+
+    It is used like any other source. Each record is in the bucket of the smallest of the lengths
+    that holds it, and nearly every batch is made of records of one bucket, padded to its length. So
+    there are as many shapes as lengths, for which a function is compiled.
+
+    Batch k is a pure function of the arguments and k, on any number of hosts and after any resume,
+    and each record comes exactly once in an epoch.
+
+    At the first construction, the lengths of all records are read: by all processes together, in
+    all their threads. They are kept on the disk, so that later constructions find them. All
+    processes know the shape of each batch from them.
+
+    A batch has all features of the stream's records. What is ragged is padded with zeros at its
+    end, and an int32 `<name>_length` beside it says how long it was, as with `pad_to`. A batch of
+    records of several buckets has the length of the largest one. A single record has that of its
+    own bucket, and `element_spec()` and `collect_to_array()` have that of the last one.
+
+    Args:
+        source: The stream of records, in which the ragged features vary in length, as stored or as
+            `map_fn` or `transform` make them. Its order and its cursor are not used.
+        lengths: The lengths of the buckets, by the name of a ragged feature, or of a dict of
+            features of one length: `{"tokens": (64, 128, 256)}`. With several names, bucket b holds
+            the records of which all features fit their own length b.
+        truncate: Whether what is longer than the last length is cut. By default it is an error.
+        run: How many records of one bucket come one after the other: a multiple of the batch sizes,
+            so that batches are made of one bucket.
+        remainder: The `remainder` of the pipelines that read the source. It decides where runs
+            begin in an epoch, so that batches are made of one bucket.
+        shuffle: Whether the records come in random order, which differs from epoch to epoch; by
+            default, as those of `source` do. Without it, those of a bucket come in stored order.
+        seed: The seed of the order, in `[0, 2**32)`; by default, that of `source`.
+        name: The name in messages, `BucketedSource(dataset:split)` by default.
+
+    Attributes:
+        index: The next position to hand out, as in other sources.
+        epoch: The epoch of that position.
+        length: The number of records.
+        bucket_sizes: The number of records in each bucket.
+
+    Raises:
+        TypeError: `source` is not a `TFDSStreamingSource`, or `lengths` is not a dict.
+        ValueError: A feature is unknown, or not ragged in its first axis only; the lengths do not
+            ascend; or a record is longer than the last one.
+    """
+
+    def __init__(
+        self,
+        source: TFDSStreamingSource,
+        lengths: Mapping[str, Sequence[int]],
+        *,
+        truncate: bool = False,
+        run: int = 256,
+        remainder: Remainder = "wrap",
+        shuffle: bool | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        _require_source(source)
+        config = source.config
+        self.name = name or f"BucketedSource({config.name}:{config.split})"
+        refuse_in_forked_child(self.name)
+        if is_traced():
+            raise refused(
+                RuntimeError,
+                self.name,
+                "a source cannot be built inside a function that is being traced by JAX.",
+                dataset=config.name,
+                fix="build the source outside, and pass it to nnx.jit as an argument",
+            )
+        declared = DeclaredLengths.checked(lengths, self.name)
+        _require_arguments(self.name, run, truncate, shuffle)
+        Schedule(1, 1, remainder)  # it raises if there is no such remainder
+        stream = source.records.reader
+        assert isinstance(stream, RecordReader)
+        transformed = config.transform is not None
+        declared.require_ragged(
+            stream.spec | stream.host_spec,
+            self.name,
+            transformed=transformed,
+            pad_to=config.pad_to,
+        )
+        _require_repeatable(stream, self.name)
+        self.sharding = nnx.static(source.sharding)
+        self.rngs = nnx.data(None)
+        self.stochastic, self.stream_name, self.draws = False, None, False
+        split = stream.split
+        self._info = nnx.static(split.info)
+        self._earlier_fingerprints = nnx.static(split.earlier_fingerprints)
+        names = frozenset(declared.by_name)
+        self.config = nnx.static(
+            dataclasses.replace(
+                config,
+                pad_to={**(config.pad_to or {}), **declared.longest},
+                truncate=(config.truncate or frozenset()) | (names if truncate else frozenset()),
+                shuffle=source.is_random_order if shuffle is None else shuffle,
+                seed=source.sampler.seed if seed is None else check_seed(seed),
+                stochastic=False,
+                stream_name=None,
+            )
+        )
+        reader = RecordReader(split, self.config, self.name)
+        self._corrupt = nnx.static(reader.corrupt)
+        files = _length_files(split, config, reader, declared)
+        counts = self._counted(split, files, declared)
+        if not truncate:
+            _require_short(counts, declared, reader, self.name)
+        self.length = len(split)
+        places = declared.buckets(counts)
+        self.bucket_sizes = tuple(np.bincount(places, minlength=len(declared)).tolist())
+        self._padding = _padding(counts, declared, self.bucket_sizes)
+        buckets = Buckets(places)
+        self._ordering = nnx.static(
+            self._ordered(source, reader, buckets, run, remainder == "wrap")
+        )
+        self.sampler = self._sampler_of(self.config.shuffle, self.config.seed)
+        shown = str(declared)
+        if len(shown) > _MAX_SHOWN:
+            shown = hashlib.sha256(shown.encode()).hexdigest()[:16]
+        self._identity = Identity(
+            dataset=split.dataset,
+            split=split.ranges,
+            records=self.length,
+            fingerprint=split.fingerprint,
+            features=f"lengths {shown}{', truncated' * truncate}, {digest_of(reader.spec, config)}",
+            user_code=reader.user_code,
+            shuffle=self.config.shuffle,
+            seed=None,
+        )
+        corrupt = {"max_corrupt_records": config.max_corrupt_records}
+        self.agree("construction", self.identity.saved() | reader.versions | corrupt)
+        files.remove_parts(self.length)
+        self._shapes = nnx.static(
+            BatchShapes(declared, reader.spec | reader.host_spec, buckets, run, self.name)
+        )
+        self._start(
+            StreamingRecords(
+                BucketedReader(reader, declared, buckets, str(files)),
+                batch=self.sharding,
+                prefetch_buffer=config.prefetch_buffer,
+                cacheable=config.cacheable,
+                shapes=self._shapes,
+            )
+        )
+
+    def _counted(self, split: Split, files: CountFiles, declared: DeclaredLengths) -> np.ndarray:
+        """The lengths of all records `[N, names]`, which the processes read together."""
+        names = tuple(declared.by_name)
+        asked = RecordLengths(
+            lambda: lengths_reader(split, self.config, names, self.name), names, len(split)
+        )
+        counting = Counting(asked, files, self.name)
+        processes = sorted(set(processes_of(self.sharding)))
+        if jax.process_index() in processes:
+            counting.count_share(Share(processes.index(jax.process_index()), len(processes)))
+        self.agree("counting of lengths", {"records": len(split), "lengths": str(declared)})
+        return counting.all_counts().reshape(len(split), len(names))
+
+    def _ordered(
+        self,
+        source: TFDSStreamingSource,
+        reader: RecordReader,
+        buckets: Buckets,
+        run: int,
+        continuous: bool,
+    ) -> BucketOrder:
+        """The order, with any seed. It reads blocks of records if the source does."""
+        order = source.ordered(0)
+        if not isinstance(order, BlockOrder):
+            window = max(_WINDOW // run, _MIN_RUNS) * run
+            return BucketOrder(Order(self.length, 0), buckets, run, window, continuous)
+        window = max(-(-order.window // run), _MIN_RUNS_OF_BLOCKS) * run
+        # A window may begin in the middle of one of the blocks' own.
+        reader.read_blocks(order.block_size, window + order.window)
+        return BucketOrder(order, buckets, run, window, continuous)
+
+    def ordered(self, seed: int | None) -> BucketOrder:
+        """Returns the order of a seed; for None, the stored order of each bucket."""
+        order = self._ordering
+        base = Order(self.length) if seed is None else dataclasses.replace(order.base, seed=seed)
+        return dataclasses.replace(order, base=base)
+
+    def _sampler_of(self, shuffle: bool, seed: int) -> Sampler:
+        return Sampler(self.ordered(seed if shuffle else None), seed)
+
+    def _saved_place(
+        self, state: Mapping[str, Any], identity: Identity, subject: str
+    ) -> tuple[Cursor, None]:
+        return cursor_from_state(state, identity, subject, self._earlier_fingerprints), None
+
+    def element_specs(self) -> list[dict[str, Any]]:
+        """One record of each bucket as `jax.ShapeDtypeStruct`s, without a batch axis: all shapes
+        that batches may have. `element_spec()` is the last of them.
+        """
+        return self._shapes.specs(self.records.spec)
+
+    @property
+    def padding(self) -> float:
+        """The share of padding in the ragged features of all records, in `[0, 1)`, if each is
+        padded to the length of its bucket.
+        """
+        return self._padding
+
+    def get_dataset_info(self) -> Any:
+        """The `tfds.core.DatasetInfo` of the dataset."""
+        return self._info
+
+    @property
+    def corrupt_records(self) -> dict[int, int]:
+        """The number of each corrupt record that this process has found so far, and the number of
+        the record that replaces it.
+        """
+        return self._corrupt.replacements
+
+    def supports_indexed_access(self) -> bool:
+        return False
+
+    def copy(self, *, name: str | None = None) -> Self:
+        """Returns a source with the same records, order and position; `name` replaces the name."""
+        other = self.clone()
+        other.name = name or self.name
+        return other
+
+
+set_signature(BucketedSource, [])
+
+
+def _require_source(source: Any) -> None:
+    if not isinstance(source, TFDSStreamingSource):
+        raise refused(
+            TypeError,
+            "BucketedSource",
+            "source must be a TFDSStreamingSource.",
+            got=type(source).__name__,
+            fix="pass TFDSStreamingSource(TFDSStreamingConfig(name=..., split=...)), or"
+            " from_tfds(..., eager=False)",
+        )
+
+
+def _require_arguments(subject: str, run: Any, truncate: Any, shuffle: Any) -> None:
+    flag(Field(subject, "truncate", truncate))
+    if shuffle is not None:
+        flag(Field(subject, "shuffle", shuffle))
+    if not is_integer(run, 1) or run > 2**20:
+        raise refused(
+            ValueError,
+            subject,
+            "run must be a number of records in [1, 2**20]: a multiple of the batch size.",
+            run=repr(run),
+            fix=f"use run={min(max(whole_number(run) or 256, 1), 2**20)}",
+        )
+
+
+def _require_repeatable(reader: RecordReader, subject: str) -> None:
+    if reader.stochastic:
+        raise refused(
+            ValueError,
+            subject,
+            "records must be the same in every epoch, because their lengths are counted once.",
+            random=f"{reader.random_by} takes random numbers",
+            fix=f"use a {reader.random_by} without random numbers, and a random stage of the"
+            " Pipeline",
+        )
+
+
+def _require_short(
+    counts: np.ndarray, declared: DeclaredLengths, reader: RecordReader, subject: str
+) -> None:
+    """Raises if a record is longer than the last bucket."""
+    limits = np.array(list(declared.longest.values()))
+    longer = (counts > limits).any(axis=1)
+    if not longer.any():
+        return
+    number = int(longer.argmax())
+    most = counts.max(axis=0).tolist()
+    needed = {
+        name: (*of[:-1], max(of[-1], longest))
+        for (name, of), longest in zip(declared.by_name.items(), most, strict=True)
+    }
+    raise refused(
+        ValueError,
+        subject,
+        f"{int(longer.sum()):,} of {len(counts):,} records are longer than the last of the"
+        " lengths.",
+        first=f"{number}: {reader.files.where(number)}",
+        length=dict(zip(declared.by_name, counts[number].tolist(), strict=True)),
+        lengths=declared,
+        fix=f"use lengths={needed}, or cut what is longer, with truncate=True",
+    )
+
+
+def _padding(counts: np.ndarray, declared: DeclaredLengths, bucket_sizes: Sequence[int]) -> float:
+    padded = sum(
+        length * size
+        for of in declared.by_name.values()
+        for length, size in zip(of, bucket_sizes, strict=True)
+    )
+    limits = np.array(list(declared.longest.values()))
+    return 1 - int(np.minimum(counts, limits).sum(dtype=np.int64)) / padded
+
+
+def _length_files(
+    split: Split, config: TFDSStreamingConfig, reader: RecordReader, declared: DeclaredLengths
+) -> CountFiles:
+    """Where the lengths of the records of a split are kept."""
+    names = list(declared.by_name)
+    made = f"supervised {config.as_supervised}, {reader.user_code}"
+    of = f"{FORMAT}, {split.dataset}, {split.ranges}, {split.fingerprint}, {names}, {made}"
+    if config.max_corrupt_records:
+        of += ", with replaced records"
+    key = hashlib.sha256(of.encode()).hexdigest()[:32]
+    directory = None if split.in_store else Path(split.info.data_dir)
+    return CountFiles(directory, key, folder="record_lengths", columns=len(names))

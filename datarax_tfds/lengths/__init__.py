@@ -1,0 +1,1 @@
+"""Sorts records into buckets by length: counts their lengths, and cuts batches to few shapes."""
