@@ -42,6 +42,7 @@ SLOW = {
     "test_bucketed_processes.py": False,
     "test_checkpoint_roles.py": True,
     "test_cli.py": False,
+    "test_cli_bench.py::test_each_number_of_cores_is_measured_in_a_process_of_its_own": False,
     "test_cli_docs.py": False,
     "test_cli_verify.py::test_sound_files_are_found_sound": False,
     "test_coordinator.py": False,

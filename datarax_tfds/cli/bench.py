@@ -1,0 +1,158 @@
+"""`datarax-tfds bench`: how many records a second a stream delivers, with nothing else to do."""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import arg
+
+from datarax_tfds.cli.dataset import Dataset
+from datarax_tfds.cli.terminal import doing, import_tensorflow, print_json, print_table, wrong_usage
+
+if TYPE_CHECKING:
+    from datarax_tfds.config.config import TFDSStreamingConfig
+
+
+@dataclass(frozen=True)
+class Command:
+    """Measures how many records a second a stream of random records delivers on 1 to n cores.
+
+    Args:
+        split: Any split that TFDS understands.
+        batch_size: Records of a batch.
+        cores: With how many cores to measure, as 1,2,4. By default, all powers of two up to the
+            cores of this machine, and all of them.
+        seconds: How long to measure each.
+        step_ms: Also measure how long a training step that takes so long waits for its batch.
+        exclude_keys: Features to leave out, such as those that cannot be in a batch.
+        json: Print JSON.
+    """
+
+    dataset: Dataset
+    split: str = "train"
+    batch_size: int = 128
+    cores: Annotated[str | None, arg(metavar="N[,N]")] = None
+    seconds: float = 5.0
+    step_ms: float | None = None
+    exclude_keys: Annotated[str | None, arg(metavar="NAME[,NAME]")] = None
+    json: bool = False
+
+    def run(self) -> int:
+        counts = _counts(self.cores)
+        if not counts or self.seconds <= 0 or (self.step_ms or 0) < 0:
+            most = _cores_here()
+            problem = f"--cores must be numbers from 1 to {most}, and times must be positive"
+            return wrong_usage("bench", problem)
+        excluded = set(self.exclude_keys.split(",")) if self.exclude_keys else None
+        import_tensorflow()
+        config = self.dataset.config(self.split, shuffle=True, exclude_keys=excluded)
+        found = []
+        for count in counts:
+            doing(f"reading {config.name}:{config.split} on {count} of the cores")
+            found.append(_on_cores(count, config, self.batch_size, self.seconds, self.step_ms))
+        if self.json:
+            print_json([asdict(each) for each in found])
+        else:
+            _print(found)
+        return 0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a stream delivers.
+
+    Args:
+        cores: On so many cores.
+        records_per_s: Records a second, after the first batch.
+        first_batch_s: How long the source and its first batch took.
+        waiting: The share of the time for which steps waited for their batches; None if no steps
+            were asked for.
+    """
+
+    cores: int
+    records_per_s: float
+    first_batch_s: float
+    waiting: float | None
+
+
+def measured(
+    config: "TFDSStreamingConfig", batch_size: int, seconds: float, step_ms: float | None
+) -> Measured:
+    """Reads batches for some seconds in this process."""
+    from datarax_tfds import Pipeline, TFDSStreamingSource
+
+    begun = time.perf_counter()
+    pipeline = Pipeline(source=TFDSStreamingSource(config), batch_size=batch_size)
+    batches = chain.from_iterable(iter(lambda: pipeline, None))  # epoch after epoch
+    next(batches)
+    first_batch_s = time.perf_counter() - begun
+    steps, waited_s, elapsed_s = _timed(batches, seconds, 0.0)
+    waiting = None
+    if step_ms is not None:
+        _, waited_s, total_s = _timed(batches, seconds, step_ms / 1e3)
+        waiting = waited_s / total_s
+    return Measured(_cores_here(), steps * batch_size / elapsed_s, first_batch_s, waiting)
+
+
+def _timed(batches: Iterator[object], seconds: float, step_s: float) -> tuple[int, float, float]:
+    """Takes batches for so long; returns how many, how long `next` took, and the time of all."""
+    begun = now = time.perf_counter()
+    steps, waited_s = 0, 0.0
+    while now - begun < seconds:
+        next(batches)
+        waited_s += time.perf_counter() - now
+        time.sleep(step_s)
+        now = time.perf_counter()
+        steps += 1
+    return steps, waited_s, now - begun
+
+
+def _on_cores(
+    cores: int,
+    config: "TFDSStreamingConfig",
+    batch_size: int,
+    seconds: float,
+    step_ms: float | None,
+) -> Measured:
+    """As `measured`, in a process that may use only so many cores, if this one may use more."""
+    if cores == _cores_here():
+        return measured(config, batch_size, seconds, step_ms)
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=_keep_to, initargs=(cores,)) as pool:
+        return pool.submit(measured, config, batch_size, seconds, step_ms).result()
+
+
+def _keep_to(cores: int) -> None:
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    import_tensorflow()
+
+
+def _cores_here() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _counts(text: str | None) -> list[int]:
+    """The numbers of cores to measure; empty if they are wrong. On macOS only all of them."""
+    most = _cores_here()
+    if not hasattr(os, "sched_setaffinity"):
+        return [most]
+    if text is None:
+        return sorted({most, *(1 << power for power in range(most.bit_length()))})
+    counts = [int(part) if part.isdecimal() else 0 for part in text.split(",")]
+    return counts if min(counts) >= 1 and max(counts) <= most else []
+
+
+def _print(found: list[Measured]) -> None:
+    columns = ["cores", "records/s", "first batch, s"]
+    rows = [[each.cores, round(each.records_per_s), f"{each.first_batch_s:.2f}"] for each in found]
+    if found[0].waiting is not None:
+        columns.append("waiting")
+        rows = [[*row, f"{each.waiting:.0%}"] for row, each in zip(rows, found, strict=True)]
+    print_table(columns, rows)

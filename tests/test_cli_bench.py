@@ -1,0 +1,45 @@
+"""`datarax-tfds bench`: what it measures; how much that is depends on the machine."""
+
+import json
+import os
+
+import pytest
+
+from datarax_tfds.cli import main
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def bench(data_dir, *words):
+    words = ("--data-dir", data_dir, "--batch-size", 8, "--seconds", 0.05, *words)
+    return main(["bench", "tiny", *map(str, words)])
+
+
+def test_a_stream_is_measured_with_and_without_steps(data_dir, capsys):
+    assert bench(data_dir, "--cores", CORES, "--step-ms", 1, "--json") == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["cores"] == CORES
+    assert found["records_per_s"] > 0
+    assert found["first_batch_s"] > 0
+    assert 0 <= found["waiting"] < 1  # a step takes a part of the time
+    assert bench(data_dir, "--cores", CORES, "--exclude-keys", "image,id") == 0
+    columns, row = capsys.readouterr().out.splitlines()[:2]
+    assert columns.split() == ["cores", "records/s", "first", "batch,", "s"]
+    assert row.split()[0] == str(CORES)
+
+
+@pytest.mark.skipif(CORES < 2, reason="needs two cores")
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a choice of cores")
+def test_each_number_of_cores_is_measured_in_a_process_of_its_own(data_dir, capsys):
+    assert bench(data_dir, "--cores", "1", "--json") == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["cores"] == 1
+    assert len(os.sched_getaffinity(0)) == CORES
+
+
+@pytest.mark.parametrize(
+    "words", [["--cores", "0"], ["--cores", "9999"], ["--cores", "two"], ["--seconds", "0"]]
+)
+def test_what_cannot_be_measured_is_refused(words, data_dir, capsys):
+    assert bench(data_dir, *words) == 2
+    assert "--cores must be numbers from 1 to" in capsys.readouterr().err
