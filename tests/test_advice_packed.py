@@ -129,9 +129,10 @@ ROWS = [
     ),
     Row(
         "encode gives other tokens than those that are kept.",
-        "pass another encode_name, because each names one tokenizer; or delete the directory in"
-        " which the tokens are kept, and build the source anew",
+        f"{SAME_IDS}; if you changed the tokenizer on purpose, pass another encode_name, or delete"
+        " the directory in which the tokens are kept, and build the source anew",
         swapped,
+        renamed,
         lambda u: swapped(u, name="other"),
         lambda u: swapped(u, delete=True),
     ),

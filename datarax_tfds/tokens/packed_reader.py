@@ -115,8 +115,9 @@ class PackedReader:
                     record=self._documents.where(number),
                     differ=f"{np.count_nonzero(kept != ids)} of {len(ids)}",
                     kept_in=self._kept_in,
-                    fix="pass another encode_name, because each names one tokenizer; or delete the"
-                    " directory in which the tokens are kept, and build the source anew",
+                    fix="let encode return the same ids in each call; if you changed the tokenizer"
+                    " on purpose, pass another encode_name, or delete the directory in which the"
+                    " tokens are kept, and build the source anew",
                 )
 
     def _tokens(self, pieces: Pieces) -> np.ndarray:
