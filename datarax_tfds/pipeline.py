@@ -468,6 +468,18 @@ class Pipeline(nnx.Module):
         """
         return to_state(self.cursor, self.identity)
 
+    def get_state_at(self, step: int) -> dict[str, Any]:
+        """The state that a run has after so many batches, for loops that read ahead of their steps.
+
+        `get_state` counts what was handed out. The `fit` of Keras, for one, takes a few batches
+        before it trains on them: save the state of the steps that were trained. As `cursor_at`, it
+        is that of a run that has had this batch size from its beginning.
+
+        Raises:
+            ValueError: `step` is not an integer of at least 0.
+        """
+        return to_state(self.cursor_at(step), self.identity)
+
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continues from a saved state, with exactly the batch that would have come next.
 

@@ -62,6 +62,7 @@ def test_they_end_where_the_epochs_of_the_run_end_also_after_a_resume(loaded, re
     assert [ids(batch) for batch in pipeline().batches(2)] == by_epoch
     for step, state in enumerate(states):
         resumed = pipeline()
+        assert resumed.get_state_at(step) == state
         resumed.set_state(state)
         assert [ids(batch) for batch in resumed.batches(num_epochs=2)] == by_epoch[step:]
         assert resumed.cursor.epoch == 2
