@@ -78,6 +78,12 @@ def test_an_error_of_the_library_is_printed_without_a_traceback(tmp_path, capsys
     assert "Traceback" not in printed
 
 
+@pytest.mark.parametrize("place", ["gs://", "gs://bucket/../tiny", "http://host/tiny"])
+def test_a_place_that_is_not_read_is_refused(place, capsys):
+    assert main(["index", place]) == 2
+    assert re.search("fix: ", capsys.readouterr().err)
+
+
 def test_a_fault_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(index.Command, "run", lambda _: {}["missing"])
     with pytest.raises(KeyError, match="missing"):
@@ -125,6 +131,8 @@ def check(code: str) -> None:
         "import datarax_tfds, pickle; c = datarax_tfds.Cursor(1, 2);"
         " assert pickle.loads(pickle.dumps(c)) == c",
         "import datarax_tfds; assert not hasattr(datarax_tfds, 'Pipline')",
+        "import sys, datarax_tfds; assert datarax_tfds.show;"
+        " assert not {'matplotlib', 'tyro'} & set(sys.modules)",
         "import datarax_tfds; assert not {'Any', 'sys', 'version'} & set(dir(datarax_tfds))",
     ],
 )

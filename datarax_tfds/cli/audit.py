@@ -6,6 +6,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from datarax_tfds.cli.terminal import doing
+
 
 @dataclass(frozen=True)
 class Command:
@@ -20,6 +22,7 @@ class Command:
     logs: Annotated[Positional[tuple[str, ...]], arg(metavar="LOG [LOG ...]")]
 
     def run(self) -> int:
+        doing("importing JAX, and reading the logs")
         from datarax_tfds.history.audit import audit
         from datarax_tfds.history.log_files import log_lines
 

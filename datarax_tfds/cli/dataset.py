@@ -49,7 +49,10 @@ class Dataset:
     def directory(self) -> PurePath:
         """The directory of the version. One that is named need not hold a dataset."""
         if self.is_directory:
-            return ObjectPath.parse(self.dataset) or Path(self.dataset).expanduser()
+            if (remote := ObjectPath.parse(self.dataset)) is not None:
+                return remote
+            if "://" not in self.dataset:
+                return Path(self.dataset).expanduser()
         from datarax_tfds.files.preparing import prepared_dataset
 
         return prepared_dataset(self.config()).directory

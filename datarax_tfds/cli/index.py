@@ -22,8 +22,9 @@ class Command:
         import multiprocessing
         from concurrent.futures import ProcessPoolExecutor
 
-        from datarax_tfds.cli.terminal import progress
+        from datarax_tfds.cli.terminal import doing, progress
 
+        doing(f"looking for the TFRecord files of {self.dataset.dataset}")
         paths, missing = tfrecord_files(self.dataset.directory())
         failures: list[str] = []
         if missing:

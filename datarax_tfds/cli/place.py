@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
-from datarax_tfds.cli.terminal import print_json, print_table, wrong_usage
+from datarax_tfds.cli.terminal import doing, print_json, print_table, wrong_usage
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -53,6 +53,7 @@ class Command:
                 f" --devices is given; got --mesh {self.mesh} --devices {self.devices}"
                 f" --hosts {self.hosts}",
             )
+        doing("importing JAX")
         from datarax_tfds.pictures.placement import device_rows, draw_placement
         from sharding import batch_sharding
 
