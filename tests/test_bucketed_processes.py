@@ -5,13 +5,13 @@ import signal
 import sys
 import time
 
-import launch_local
 import ragged_records
 import warmed
 from checkout import GUARD_S, WORKERS
 from oracle import bucketed
 from ragged_records import LENGTHS, SIZES, N, bucket
 
+from datarax_tfds.cli import launching
 from datarax_tfds.order.order import Order
 
 # Processes, batch size, steps, and whether it is killed after the last one, which is not saved.
@@ -29,7 +29,7 @@ def test_killed_and_gone_on_with_elsewhere_every_record_comes_once_as_short_as_c
         how = "killed" if killed else "ends"
         command = [WORKERS / "buckets.py", tmp_path / "data", place, size, steps, how]
         command = [sys.executable, *map(str, command)]
-        processes = launch_local.start(count, command, logs, warmed.Popen)
+        processes = launching.start(count, command, logs, warmed.Popen)
         deadline = time.monotonic() + GUARD_S
         try:
             while processes[0].poll() is None:
@@ -38,7 +38,7 @@ def test_killed_and_gone_on_with_elsewhere_every_record_comes_once_as_short_as_c
             if not killed:
                 assert [process.wait(GUARD_S) for process in processes] == [0] * count
         finally:
-            launch_local.end(processes)
+            launching.end(processes)
         printed = "\n".join(path.read_text()[-2000:] for path in logs.glob("*.log"))
         assert processes[0].returncode == (-signal.SIGKILL if killed else 0), printed
         read.append([int((place / f"read-{n}").read_text()) for n in range(count)])

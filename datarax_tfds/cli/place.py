@@ -75,6 +75,7 @@ class _Device:
     id: int
     process_index: int
     platform: str = "imagined"
+    device_kind: str = "imagined"  # JAX 0.12 asks for it
 
     def default_memory(self) -> Any:
         return SimpleNamespace(kind="device")
