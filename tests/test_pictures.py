@@ -52,10 +52,11 @@ def test_a_picture_has_a_bar_for_the_rows_of_each_device(devices, tmp_path):
     mesh = make_mesh({"data": -1}, devices=jax.devices()[:devices])
     picture = draw_placement(batch_sharding(mesh), 16)
     (axes,) = picture.figure.axes
-    bars = axes.patches[devices:]  # after those of the whole batch
+    (bars,) = axes.collections
     size = 16 // devices
-    assert [(bar.get_x(), bar.get_width()) for bar in bars] == [
-        (size * number, size) for number in range(devices)
+    edges = [path.vertices[:, 0] for path in bars.get_paths()]
+    assert [(edge.min(), edge.max()) for edge in edges] == [
+        (size * number, size * number + size) for number in range(devices)
     ]
     labels = [text.get_text() for text in axes.texts]
     assert labels[0] == f"0-{size - 1}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
@@ -82,18 +83,13 @@ def draw_placement(sharding: NamedSharding, batch_size: int) -> Picture:
     held = device_rows(sharding, batch_size)
     figure = new_figure(8, 1.2 + 0.28 * min(len(held), _MAX_LABELS), "draw_placement")
     axes = figure.subplots()
-    lines = range(len(held))
-    starts, widths = (
-        [each.start for each in held],
-        [each.stop - each.start for each in held],
-    )
-    axes.barh(lines, [batch_size] * len(held), color="#eeeeee", height=0.8)
-    axes.barh(lines, widths, left=starts, color=_colours(held), height=0.8)
+    axes.set_facecolor("#eeeeee")
+    axes.add_collection(_bars(held))
     if len(held) <= _MAX_LABELS:
         for line, each in enumerate(held):
             middle = (each.start + each.stop) / 2
             axes.text(middle, line, f"{each.start}-{each.stop - 1}", ha="center", va="center")
-        axes.set_yticks(lines, [_label(each) for each in held])
+        axes.set_yticks(range(len(held)), [_label(each) for each in held])
     else:
         axes.set_ylabel(f"{len(held)} devices, by process")
     axes.set_ylim(len(held) - 0.5, -0.5)
@@ -103,6 +99,18 @@ def draw_placement(sharding: NamedSharding, batch_size: int) -> Picture:
     shape = ", ".join(f"{name}={size}" for name, size in sharding.mesh.shape.items())
     axes.set_title(f"{batch_size} rows, mesh {shape}, {processes} processes", loc="left")
     return Picture(figure)
+
+
+def _bars(held: list[DeviceRows]) -> Any:
+    """A bar for each device, all in one object, which matplotlib draws at once, also thousands."""
+    from matplotlib.collections import PolyCollection
+
+    corners = [
+        [(x, line + side) for x, side in zip(edges, (-0.4, -0.4, 0.4, 0.4), strict=True)]
+        for line, each in enumerate(held)
+        for edges in [(each.start, each.stop, each.stop, each.start)]
+    ]
+    return PolyCollection(corners, facecolors=_colours(held))
 
 
 def _label(each: DeviceRows) -> str:
