@@ -292,13 +292,13 @@ def _require_arguments(subject: str, run: Any, truncate: Any, shuffle: Any) -> N
     flag(Field(subject, "truncate", truncate))
     if shuffle is not None:
         flag(Field(subject, "shuffle", shuffle))
-    if not is_integer(run, 1) or run > 2**20:
+    if not is_integer(run, 1) or run > 2**16:
         raise refused(
             ValueError,
             subject,
-            "run must be a number of records in [1, 2**20]: a multiple of the batch size.",
+            "run must be a number of records in [1, 2**16]: a multiple of the batch size.",
             run=repr(run),
-            fix=f"use run={min(max(whole_number(run) or 256, 1), 2**20)}",
+            fix=f"use run={min(max(whole_number(run) or 256, 1), 2**16)}",
         )
 
 

@@ -162,7 +162,7 @@ ROWS = [
         lambda u: buckets(u, {"tokens": (2, 3)}, truncate=True),
     ),
     Row(
-        "run must be a number of records in [1, 2**20]: a multiple of the batch size.",
+        "run must be a number of records in [1, 2**16]: a multiple of the batch size.",
         "use run=16",
         lambda u: buckets(u, run="16"),
         lambda u: buckets(u, run=16),
