@@ -56,4 +56,5 @@ def test_a_child_forked_before_either_is_used_reads_as_its_parent_does(data_dir)
     children = found(data_dir, "unused")
     child = children["child"]
     check_refused({"grandchild": child["grandchild"]}, "JAX, TensorFlow")
+    assert child["by number"] == [3, 96]
     assert child["stream"] == child["eager"] == children["pool"] == children["parent"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -28,6 +29,7 @@ from datarax_tfds import (
     TFDSStreamingConfig,
     TFDSStreamingSource,
     TrustError,
+    random_access,
 )
 from datarax_tfds.files import remote_dataset
 from datarax_tfds.files.record_index import index_content
@@ -120,6 +122,16 @@ class TestRealServers:
         back = stream(data_dir, name, access=access)
         back.set_state(remote.get_state())  # from store to disk
         equal(batches(back, 5), batches(moved, 5))
+
+    @pytest.mark.parametrize("name", ["tiny", "tiny_array"])
+    def test_records_by_number_are_those_of_a_disk(self, served, data_dir, name):
+        disk, remote = (
+            random_access(TFDSStreamingConfig(name=name, split="train", data_dir=str(place)))
+            for place in (data_dir, f"gs://{BUCKET}/datasets")
+        )
+        copy = pickle.loads(pickle.dumps(remote))
+        numbers = [5, 96, 0, 41]
+        equal(copy.__getitems__(numbers), disk.__getitems__(numbers))
 
     @pytest.mark.parametrize("scheme", ["gs", "s3"])
     def test_an_eager_source_holds_the_records_of_a_disk(self, served, data_dir, scheme):

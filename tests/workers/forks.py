@@ -29,6 +29,10 @@ def eager():
     return dt.TFDSEagerSource(dt.TFDSEagerConfig(**FIELDS))
 
 
+def by_number():
+    return dt.random_access(dt.TFDSStreamingConfig(**FIELDS))
+
+
 def ids(batch):
     return np.asarray(batch["id"]).tolist()
 
@@ -56,10 +60,12 @@ def in_child(action):
 def unused():
     """Imported only: the child may read, and fork in its turn, and so may the parent later on."""
     found = {}
+    numbered = by_number()  # it reads only metadata until a record is asked for
 
     def child():
         own = ids(stream().get_batch(16))
-        return {"stream": own, "eager": ids(eager().get_batch(16)), "grandchild": in_child(stream)}
+        found = {"stream": own, "eager": ids(eager().get_batch(16)), "grandchild": in_child(stream)}
+        return found | {"by number": [int(numbered[number]["id"]) for number in (3, 96)]}
 
     found["child"] = in_child(child)
     context = multiprocessing.get_context("fork")
@@ -108,7 +114,8 @@ def used():
     source, devices, blocks = stream(prefetch_buffer=4), eager(), stream(access="sequential")
     pipeline = dt.Pipeline(source=source, batch_size=8)
     prefetched = dt.prefetch_to_device(dt.Pipeline(source=eager(), batch_size=8), size=4)
-    records = iter(stream())
+    records, numbered = iter(stream()), by_number()
+    assert numbered[3]["id"] == 3
     before = [ids(next(iter(pipeline))), ids(next(prefetched)), ids(next(records))]
     before += [ids(devices.get_batch(8)), ids(blocks.get_batch(8))]
     first = devices.record_indices_at(0, 4).tolist()
@@ -121,6 +128,8 @@ def used():
         "a loop over records that had begun": lambda: next(records),
         "one record": lambda: source[3],
         "records": lambda: source.get_records([1, 2]),
+        "by number": lambda: numbered[3],
+        "new by number": by_number,
         "blocks": lambda: blocks.get_batch(8),
         "eager get_batch": lambda: devices.get_batch(8),
         "eager get_batch_at": lambda: devices.get_batch_at(0, 8),
