@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Self, final
 
 import jax
@@ -26,34 +25,35 @@ from datarax_tfds.order.sampler import Sampler
 from datarax_tfds.records.streaming import StreamingRecords
 from datarax_tfds.runtime.forks import refuse_in_forked_child
 from datarax_tfds.runtime.signatures import set_signature
-from datarax_tfds.runtime.untraced import is_traced
+from datarax_tfds.runtime.untraced import refuse_while_traced
 from datarax_tfds.sources.dataset_source import digest_of
 from datarax_tfds.sources.source import Source
 from datarax_tfds.state.state import Identity, cursor_from_state
-from datarax_tfds.tfds_source import TFDSStreamingSource
-from datarax_tfds.tokens.count_files import FORMAT, CountFiles
+from datarax_tfds.tfds_source import TFDSStreamingSource, require_stream
+from datarax_tfds.tokens.count_files import CountFiles
 from datarax_tfds.tokens.counting import Counting, Share
 from sharding.checks import is_integer, refused, whole_number
 from sharding.placement import processes_of
 
 _WINDOW = 65_536  # positions that are arranged together: 15 ms of a core
-_MIN_RUNS = 64  # in a window; of a few, many would be left over
-_MIN_RUNS_OF_BLOCKS = 16  # likewise, where the bytes of a window are held in memory
+_MIN_RUNS = 64  # in a window: with fewer runs, more of its records are left over
+_MIN_RUNS_OF_BLOCKS = 16  # fewer, because the bytes of a window of blocks are held in memory
 _MAX_SHOWN = 200  # characters of the lengths in a state
 
 
 @final
 class BucketedSource(Source[StreamingRecords]):
-    """Delivers the records of a stream in batches of a few lengths, each as short as can be.
+    """Delivers the records of a stream in batches that are padded to one of a few lengths.
 
-        sentences = TFDSStreamingSource(TFDSStreamingConfig(name="wmt", split="train"))
+        config = TFDSStreamingConfig(name="lm1b", split="train", transform=tokenized)
+        sentences = TFDSStreamingSource(config)
         source = BucketedSource(sentences, lengths={"tokens": (64, 128, 256)}, shuffle=True)
         for batch in Pipeline(source=source, batch_size=64):
             train_step(batch)    # {"tokens": int32[64, 64], [64, 128] or [64, 256], ...}
 
-    It is used like any other source. Each record is in the bucket of the smallest of the lengths
-    that holds it, and nearly every batch is made of records of one bucket, padded to its length. So
-    there are as many shapes as lengths, for which a function is compiled.
+    It is used like any other source. Each record belongs to the bucket of the smallest length that
+    holds it, and nearly every batch is made of records of one bucket, padded to its length. A
+    function of a batch is compiled at most once for each length.
 
     Batch k is a pure function of the arguments and k, on any number of hosts and after any resume,
     and each record comes exactly once in an epoch.
@@ -62,10 +62,11 @@ class BucketedSource(Source[StreamingRecords]):
     all their threads. They are kept on the disk, so that later constructions find them. All
     processes know the shape of each batch from them.
 
-    A batch has all features of the stream's records. What is ragged is padded with zeros at its
-    end, and an int32 `<name>_length` beside it says how long it was, as with `pad_to`. A batch of
-    records of several buckets has the length of the largest one. A single record has that of its
-    own bucket, and `element_spec()` and `collect_to_array()` have that of the last one.
+    A batch has all features of the stream's records. Each feature in `lengths` is padded with
+    zeros at its end, and `<name>_length`, int32 `[batch_size]`, is its length before padding, as
+    with `pad_to`. A batch of records of several buckets has the length of the largest bucket. A
+    single record has the length of its own bucket; `element_spec()` and `collect_to_array()` have
+    the length of the last one.
 
     Args:
         source: The stream of records, in which the ragged features vary in length, as stored or as
@@ -76,8 +77,9 @@ class BucketedSource(Source[StreamingRecords]):
         truncate: Whether what is longer than the last length is cut. By default it is an error.
         run: How many records of one bucket come one after the other: a multiple of the batch sizes,
             so that batches are made of one bucket.
-        remainder: The `remainder` of the pipelines that read the source. It decides where runs
-            begin in an epoch, so that batches are made of one bucket.
+        remainder: Must be the `remainder` of the pipelines that read the source, because it decides
+            where runs begin in an epoch. With another one, a warning says that many batches mix
+            buckets.
         shuffle: Whether the records come in random order, which differs from epoch to epoch; by
             default, as those of `source` do. Without it, those of a bucket come in stored order.
         seed: The seed of the order, in `[0, 2**32)`; by default, that of `source`.
@@ -107,18 +109,11 @@ class BucketedSource(Source[StreamingRecords]):
         seed: int | None = None,
         name: str | None = None,
     ):
-        _require_source(source)
+        require_stream(source, "BucketedSource")
         config = source.config
         self.name = name or f"BucketedSource({config.name}:{config.split})"
         refuse_in_forked_child(self.name)
-        if is_traced():
-            raise refused(
-                RuntimeError,
-                self.name,
-                "a source cannot be built inside a function that is being traced by JAX.",
-                dataset=config.name,
-                fix="build the source outside, and pass it to nnx.jit as an argument",
-            )
+        refuse_while_traced(self.name)
         declared = DeclaredLengths.checked(lengths, self.name)
         _require_arguments(self.name, run, truncate, shuffle)
         Schedule(1, 1, remainder)  # it raises if there is no such remainder
@@ -152,7 +147,7 @@ class BucketedSource(Source[StreamingRecords]):
         )
         reader = RecordReader(split, self.config, self.name)
         self._corrupt = nnx.static(reader.corrupt)
-        files = _length_files(split, config, reader, declared)
+        files = _length_files(config, reader, declared)
         counts = self._counted(split, files, declared)
         if not truncate:
             _require_short(counts, declared, reader, self.name)
@@ -276,18 +271,6 @@ class BucketedSource(Source[StreamingRecords]):
 set_signature(BucketedSource, [])
 
 
-def _require_source(source: Any) -> None:
-    if not isinstance(source, TFDSStreamingSource):
-        raise refused(
-            TypeError,
-            "BucketedSource",
-            "source must be a TFDSStreamingSource.",
-            got=type(source).__name__,
-            fix="pass TFDSStreamingSource(TFDSStreamingConfig(name=..., split=...)), or"
-            " from_tfds(..., eager=False)",
-        )
-
-
 def _require_arguments(subject: str, run: Any, truncate: Any, shuffle: Any) -> None:
     flag(Field(subject, "truncate", truncate))
     if shuffle is not None:
@@ -351,14 +334,11 @@ def _padding(counts: np.ndarray, declared: DeclaredLengths, bucket_sizes: Sequen
 
 
 def _length_files(
-    split: Split, config: TFDSStreamingConfig, reader: RecordReader, declared: DeclaredLengths
+    config: TFDSStreamingConfig, reader: RecordReader, declared: DeclaredLengths
 ) -> CountFiles:
-    """Where the lengths of the records of a split are kept."""
+    """The files with the lengths of the records of a split."""
     names = list(declared.by_name)
-    made = f"supervised {config.as_supervised}, {reader.user_code}"
-    of = f"{FORMAT}, {split.dataset}, {split.ranges}, {split.fingerprint}, {names}, {made}"
+    what = f"{names}, supervised {config.as_supervised}"
     if config.max_corrupt_records:
-        of += ", with replaced records"
-    key = hashlib.sha256(of.encode()).hexdigest()[:32]
-    directory = None if split.in_store else Path(split.info.data_dir)
-    return CountFiles(directory, key, folder="record_lengths", columns=len(names))
+        what += ", corrupt records replaced"
+    return CountFiles.of_reader(reader, what, folder="record_lengths", columns=len(names))

@@ -26,7 +26,7 @@ from datarax_tfds.packed_source import PackedSource
 from datarax_tfds.records.mixture import MixtureRecords
 from datarax_tfds.runtime.forks import refuse_in_forked_child
 from datarax_tfds.runtime.signatures import set_signature
-from datarax_tfds.runtime.untraced import is_traced
+from datarax_tfds.runtime.untraced import refuse_while_traced
 from datarax_tfds.sources.dataset_source import DatasetSource
 from datarax_tfds.sources.source import Source
 from datarax_tfds.state.mixture_identity import names_of_saved_parts, saved_parts
@@ -118,14 +118,7 @@ class MixtureSource(Source[MixtureRecords]):
         listed = ", ".join(names) if len(names) <= _MAX_NAMED else f"{len(names)} parts"
         self.name = name or f"MixtureSource({listed})"
         refuse_in_forked_child(self.name)
-        if is_traced():
-            raise refused(
-                RuntimeError,
-                self.name,
-                "a source cannot be built inside a function that is being traced by JAX.",
-                parts=", ".join(names),
-                fix="build the source outside, and pass it to nnx.jit as an argument",
-            )
+        refuse_while_traced(self.name)
         _require_alike(present, part_column, self.name)
         first = next(iter(present.values()))
         self.sharding = nnx.static(first.sharding)

@@ -4,7 +4,6 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self, final
 
 import jax
@@ -25,17 +24,17 @@ from datarax_tfds.records.streaming import StreamingRecords
 from datarax_tfds.runtime.forks import refuse_in_forked_child
 from datarax_tfds.runtime.signatures import set_signature
 from datarax_tfds.runtime.threads import bounded
-from datarax_tfds.runtime.untraced import is_traced
+from datarax_tfds.runtime.untraced import refuse_while_traced
 from datarax_tfds.sources.source import Source
 from datarax_tfds.state.state import Identity, cursor_from_state
-from datarax_tfds.tfds_source import TFDSStreamingSource
+from datarax_tfds.tfds_source import TFDSStreamingSource, require_stream
 from datarax_tfds.tokens.arguments import (
     PackingWay,
     reading_of,
     require_arguments,
     require_repeatable,
 )
-from datarax_tfds.tokens.count_files import FORMAT, CountFiles
+from datarax_tfds.tokens.count_files import CountFiles
 from datarax_tfds.tokens.counting import Counting, Share, sampled
 from datarax_tfds.tokens.documents import DecodeErrors, Documents
 from datarax_tfds.tokens.encoder import Encoder, fingerprint, require_equal
@@ -151,18 +150,11 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
         eager: bool = False,
         name: str | None = None,
     ):
-        _require_source(source)
+        require_stream(source, "PackedSource")
         config = source.config
         self.name = name or f"PackedSource({config.name}:{config.split})"
         refuse_in_forked_child(self.name)
-        if is_traced():
-            raise refused(
-                RuntimeError,
-                self.name,
-                "a source cannot be built inside a function that is being traced by JAX.",
-                dataset=config.name,
-                fix="build the source outside, and pass it to nnx.jit as an argument",
-            )
+        refuse_while_traced(self.name)
         require_arguments(self.name, length, packing, eos_id, pad_id, errors, encode_name)
         self.sharding = nnx.static(source.sharding)
         self.rngs = nnx.data(None)
@@ -189,13 +181,16 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
         sample, tokens = self._tried(documents)
         tokenizer = encode_name or fingerprint(tokens)
         described = f"{feature}, errors {errors}, eos {eos_id is not None}, encode {tokenizer}"
-        key = _key(split, f"{described}, {reader.user_code}")
-        files = CountFiles(None if split.in_store else Path(split.info.data_dir), key)
+        files = CountFiles.of_reader(reader, described)
         token_files = None
         if keep_tokens and self._repeats_in_other_runs(config):
-            token_files = TokenFiles(files.places, self._made_of(split, key), eos_id, self.name)
+            token_files = TokenFiles(
+                files.places, self._made_of(split, files.key), eos_id, self.name
+            )
         counts = self._counted(documents, files, token_files)
-        kept = token_files and KeptTokens(token_files, counts, self.name)
+        kept = None
+        if token_files is not None:
+            kept = KeptTokens(token_files, counts, self.name)
         self._kept = nnx.static(kept)
         window = self._read_by_blocks(reader, source)
         if packing == "concat":
@@ -366,21 +361,3 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
 
 
 set_signature(PackedSource, [])
-
-
-def _require_source(source: Any) -> None:
-    if not isinstance(source, TFDSStreamingSource):
-        raise refused(
-            TypeError,
-            "PackedSource",
-            "source must be a TFDSStreamingSource.",
-            got=type(source).__name__,
-            fix="pass TFDSStreamingSource(TFDSStreamingConfig(name=..., split=...)), or"
-            " from_tfds(..., eager=False)",
-        )
-
-
-def _key(split: Split, tokenizer: str) -> str:
-    """Identifies what is counted, as a name of a directory."""
-    of = f"{FORMAT}, {split.dataset}, {split.ranges}, {split.fingerprint}, {tokenizer}"
-    return hashlib.sha256(of.encode()).hexdigest()[:32]

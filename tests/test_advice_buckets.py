@@ -54,10 +54,13 @@ def compiled(u):
     return jax.jit(lambda start: source.get_batch_at(start, 2))(0)
 
 
-def mixed(u, size=2, **fields):
+def mixed(u, size=2, epoch=0, remainder="wrap", built_for="wrap", **fields):
     # With a name of its own, because the message comes once.
-    source = buckets(u, name=f"buckets of {u.tmp.name}", **fields)
-    u.logged(lambda: next(iter(Pipeline(source=source, batch_size=size))))
+    source = buckets(u, name=f"buckets of {u.tmp.name}", remainder=built_for, **fields)
+    pipeline = Pipeline(source=source, batch_size=size, remainder=remainder)
+    for _ in range(epoch):
+        list(pipeline)
+    u.logged(lambda: next(iter(pipeline)))
 
 
 class Repeated:
@@ -174,6 +177,13 @@ ROWS = [
         lambda u: mixed(u, size=3),
         lambda u: mixed(u, size=3, run=258),
         lambda u: mixed(u, size=2),
+    ),
+    Row(
+        "many batches have records of two buckets, and are padded to the larger one, because the"
+        " source was built for another remainder than that of the pipeline.",
+        "build the source with remainder='pad'",
+        lambda u: mixed(u, epoch=1, remainder="pad"),
+        lambda u: mixed(u, epoch=1, remainder="pad", built_for="pad"),
     ),
     Row(
         "a record has another length than when the lengths were counted.",

@@ -123,8 +123,7 @@ class TestContract:
         assert np.array_equal(everything["id"][:N], np.arange(N))
         assert everything["tokens"].shape[1:] == LENGTHS[-1:]
 
-    @pytest.mark.parametrize("prefetch", [None, 2])
-    @pytest.mark.parametrize("remainder", ["pad", "wrap"])
+    @pytest.mark.parametrize(("remainder", "prefetch"), [("pad", None), ("wrap", 2)])
     def test_a_pipeline_resumes_after_every_batch(self, bucketed, remainder, prefetch):
         source = bucketed(mesh="8 devices", remainder=remainder)
 
@@ -264,6 +263,32 @@ class TestIndexOfLengths:
         assert again.bucket_sizes == source.bucket_sizes
         batch = again.get_batch(4)
         assert batch["tokens_length"].tolist() == [2 * SIZES[n] for n in batch["id"].tolist()]
+
+    def test_a_function_of_unknown_code_does_not_share_the_lengths_of_the_split(self, directory):
+        def changed(transform=None):
+            fields = {"include_keys": {"id", "tokens"}} if transform is None else {}
+            fields |= {"transform": transform, "allow_stateful_map_fn": transform is not None}
+            stream = source_of(directory, name="ragged", **fields)
+            return BucketedSource(stream, {"tokens": (10, 40)}, run=4)
+
+        once, twice = changed(), changed(doubled)
+        sizes = np.array(SIZES)
+        assert once.bucket_sizes[0] == (sizes <= 10).sum()
+        assert twice.bucket_sizes[0] == (sizes <= 5).sum()
+
+    def test_a_corrupt_record_is_in_the_bucket_of_the_record_that_replaces_it(self, tmp_path):
+        ragged_records.write(tmp_path)
+        path = min(tmp_path.glob("ragged/1.0.0/*.tfrecord*"))
+        content = bytearray(path.read_bytes())
+        content[200] ^= 1
+        path.write_bytes(content)
+        fields = {"include_keys": {"id", "tokens"}, "max_corrupt_records": 1}
+        source = BucketedSource(source_of(tmp_path, name="ragged", **fields), ALONE, run=4)
+        ((corrupt, other),) = source.corrupt_records.items()
+        columns = on_host(source.get_records([corrupt, other]))
+        assert columns["id"].tolist() == [other, other]
+        assert columns["tokens"].shape == (2, LENGTHS[bucket(other)])
+        assert sum(source.bucket_sizes) == N
 
     def test_a_record_that_is_longer_than_when_it_was_counted_is_named(self, directory):
         factor = {"is": 1}

@@ -137,8 +137,7 @@ class TestContract:
             compiled = jax.jit(lambda start: source.get_batch_at(start, SIZE))
             assert equal(compiled(SIZE), source.get_batch_at(SIZE, SIZE))
 
-    @pytest.mark.parametrize("prefetch", [None, 2])
-    @pytest.mark.parametrize("kind", ["concat", "best fit, replicas"])
+    @pytest.mark.parametrize(("kind", "prefetch"), [("concat", None), ("best fit, replicas", 2)])
     def test_a_pipeline_resumes_after_every_batch(self, packed, kind, prefetch):
         def make():
             source = packed(**KINDS[kind])

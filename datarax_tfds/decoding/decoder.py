@@ -74,7 +74,7 @@ class Decoder:
     Attributes:
         outputs: TensorFlow's type specs of a decoded record, in nested dicts.
         stochastic: Whether `map_fn` takes a seed.
-        takes_many: Whether a call may decode many records, because none of them is ragged.
+        takes_many: Whether a call may decode many records, because no feature is a `RaggedTensor`.
         user_code: A digest of what `map_fn` and users' decoding compute. None without such code, or
             if it may give other results in another run.
         errors: The classes of errors that a call raises.

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Self
 
@@ -286,20 +286,23 @@ class RecordReader:
         return self._decode(numbers, self._bytes.read(numbers), None)
 
     def lengths(self, numbers: np.ndarray, names: Sequence[str]) -> np.ndarray:
-        """Reads how long parts of records are that `pad_to` pads to a length.
+        """Reads how long features are before `pad_to` pads or cuts them.
 
         Args:
             numbers: `[n]`, in `[0, N)`.
-            names: Those of the parts in `pad_to`.
+            names: Names in `pad_to`, each with a length there.
 
         Returns:
-            int64 `[n, names]`: the lengths before padding, also of records that are larger.
+            int64 `[n, names]`.
         """
         return self.corrupt.read(numbers, lambda sound: self._lengths(sound, names))
 
     def _lengths(self, numbers: np.ndarray, names: Sequence[str]) -> np.ndarray:
         assert self._stack is not None
-        where: Callable[[int], str] = lambda row: self._where(numbers[row])  # noqa: E731
+
+        def where(row: int) -> str:
+            return self._where(int(numbers[row]))
+
         serialized = self._bytes.read(numbers)
         if self._pads_in_graph:
             padded = self._decode(numbers, serialized, None)

@@ -14,7 +14,7 @@ from sharding.checks import refused
 
 
 class Beginning(NamedTuple):
-    """What a run begins with: the rows of a batch, the saved state, and what else its order is."""
+    """What a run begins with: batch size, state, and what this does not say of the order."""
 
     batch_size: BatchSizes
     state: Mapping[str, Any]

@@ -11,7 +11,7 @@ import numpy as np
 
 from datarax_tfds.decoding.device_dtypes import path_name
 from datarax_tfds.lengths.declared_lengths import DeclaredLengths, is_within
-from datarax_tfds.order.bucket_order import Buckets
+from datarax_tfds.order.bucket_order import BucketOrder, Buckets
 from datarax_tfds.order.sampler import BatchAt, Selection
 from sharding.checks import error_message
 
@@ -49,10 +49,20 @@ class BatchShapes:
 
     def cut(self, selection: Selection) -> Callable[[dict[str, Any]], dict[str, Any]]:
         """What cuts columns `[rows, ...]` of a batch to its shape."""
-        if isinstance(selection, BatchAt) and self._run % selection.batch_size:
-            _warn_of_mixed_batches(self._subject, selection.batch_size, self._run)
+        if isinstance(selection, BatchAt):
+            self._warn_of_mixed_batches(selection)
         bucket = int(self._buckets.of(selection.record_numbers()).max())
         return partial(_cut_columns, self._sizes[bucket])
+
+    def _warn_of_mixed_batches(self, batch: BatchAt) -> None:
+        """Logs once why many batches have records of two runs, if they do."""
+        size, order = batch.batch_size, batch.order
+        if self._run % size:
+            _warn_of_batch_size(self._subject, size, self._run)
+        elif isinstance(order, BucketOrder) and batch.cursor.epoch and order.length % size:
+            remainder = batch.schedule.remainder
+            if order.continuous != (remainder == "wrap"):
+                _warn_of_remainder(self._subject, remainder)
 
     def cut_alone(self, number: int, record: dict[str, Any]) -> dict[str, Any]:
         """A single record with the shape of its own bucket."""
@@ -82,7 +92,7 @@ def _cut_columns(sizes: Any, columns: dict[str, Any]) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=64)  # so that a loop logs this once
-def _warn_of_mixed_batches(subject: str, batch_size: int, run: int) -> None:
+def _warn_of_batch_size(subject: str, batch_size: int, run: int) -> None:
     _log.warning(
         error_message(
             subject,
@@ -91,5 +101,18 @@ def _warn_of_mixed_batches(subject: str, batch_size: int, run: int) -> None:
             batch_size=batch_size,
             run=run,
             fix=f"use run={-(-run // batch_size) * batch_size}, or a batch_size that divides {run}",
+        )
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _warn_of_remainder(subject: str, remainder: str) -> None:
+    _log.warning(
+        error_message(
+            subject,
+            "many batches have records of two buckets, and are padded to the larger one, because"
+            " the source was built for another remainder than that of the pipeline.",
+            pipeline=remainder,
+            fix=f"build the source with remainder={remainder!r}",
         )
     )

@@ -34,7 +34,7 @@ class Buckets:
     """
 
     def __init__(self, of_records: np.ndarray):
-        # One more, for the number that stands for padding.
+        # With one more, because padding has the number N.
         self._of = np.append(of_records, 0).astype(np.uint8)
         self.digest = hashlib.sha256(self._of.tobytes()).hexdigest()[:_DIGEST_CHARS]
 
@@ -74,8 +74,8 @@ class BucketOrder(OneSplit):
     shorter buckets first. So each record still comes once an epoch.
 
     All runs begin at multiples of their length, so that no batch has records of two runs if its
-    size divides that length. If epochs are continuous, this is counted over all of them: some of
-    the records that are left over come first, where an epoch begins elsewhere.
+    size divides that length. With `continuous`, positions are counted over all epochs. Where an
+    epoch then begins between two multiples, records that are left over fill the gap.
 
     It is a pure function of its fields, and is used like `Order`. The positions of a window are
     computed together: 65,536 in 15 ms.

@@ -9,6 +9,7 @@ import jax
 from jax.extend.core import get_opaque_trace_state
 
 from datarax_tfds.runtime.threads import ThreadPool
+from sharding.checks import refused
 from sharding.jax_context import mesh_of_context
 
 
@@ -28,6 +29,17 @@ Result = TypeVar("Result")
 def is_traced() -> bool:
     """Whether `jit`, `vmap`, `grad` or another JAX transformation runs the calling function."""
     return _trace_state() != _untraced_states[0]
+
+
+def refuse_while_traced(subject: str) -> None:
+    """Raises a `RuntimeError` where a transformation runs the constructor of a source."""
+    if is_traced():
+        raise refused(
+            RuntimeError,
+            subject,
+            "a source cannot be built inside a function that is being traced by JAX.",
+            fix="build the source outside, and pass it to nnx.jit as an argument",
+        )
 
 
 def untraced(make: Callable[[], Result]) -> Result:

@@ -20,7 +20,7 @@ from datarax_tfds.order.sampler import Sampler, key_word
 from datarax_tfds.records.filtering import filtered
 from datarax_tfds.runtime.forks import refuse_in_forked_child
 from datarax_tfds.runtime.signatures import set_signature
-from datarax_tfds.runtime.untraced import is_traced
+from datarax_tfds.runtime.untraced import refuse_while_traced
 from datarax_tfds.sources.arguments import require, require_config, require_records
 from datarax_tfds.sources.default_sharding import resolved_sharding
 from datarax_tfds.sources.source import Opened, Source
@@ -49,14 +49,7 @@ class DatasetSource(Source[Opened], Generic[Config, Opened]):
         require_config(config, self._config_type, type(self).__name__)
         name = name or self._named(config)
         refuse_in_forked_child(name)
-        if is_traced():
-            raise refused(
-                RuntimeError,
-                name,
-                "a source cannot be built inside a function that is being traced by JAX.",
-                dataset=config.name,
-                fix="build the source outside, and pass it to nnx.jit as an argument",
-            )
+        refuse_while_traced(name)
         self.sharding = nnx.static(resolved_sharding(sharding, name))
         if _reader is None:
             split = filtered(open_split(config), config, name, self.sharding)

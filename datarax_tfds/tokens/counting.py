@@ -1,4 +1,6 @@
-"""Counts the tokens of all documents, or the like, once, in all threads of all processes."""
+"""Counts the tokens of all documents, or the lengths of all records, once, in all threads and
+processes.
+"""
 
 from collections import deque
 from collections.abc import Iterator
@@ -29,7 +31,7 @@ def part_size(documents: int) -> int:
 
 
 class Countable(Protocol):
-    """Records of which something is counted: documents, of which the tokens are.
+    """Records of which something is counted: the tokens of documents, or the lengths of features.
 
     Attributes:
         counted_as: What is counted, for messages.
@@ -55,7 +57,7 @@ class Share(NamedTuple):
 
 
 class Counting:
-    """Counts the tokens of documents that no file has the counts of.
+    """Counts those documents, or other records, whose counts no file has.
 
     Args:
         documents: The documents, or other records.
@@ -89,8 +91,8 @@ class Counting:
             self._counted(self._parts[share.number :: share.of], keep=True)
 
     def all_counts(self) -> np.ndarray:
-        """The tokens of all documents, after all processes have counted theirs. Those that another
-        process has counted, and that this one does not find, are counted here, too.
+        """The counts of all records, after all processes have counted their share. Where this
+        process does not find what another one has counted, it counts that, too.
         """
         counts = self._files.load(0, len(self._documents))
         if counts is None:
@@ -116,7 +118,7 @@ class Counting:
         return counted
 
     def _made(self, parts: list[tuple[int, int]]) -> Iterator[np.ndarray]:
-        """Counts the tokens of parts, one part after the other, in all threads."""
+        """The counts of each part, one part after the other, made in all threads."""
         if not parts:
             return
         record_bytes = self._documents.reader.split.record_bytes

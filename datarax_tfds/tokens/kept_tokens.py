@@ -14,7 +14,7 @@ from datarax_tfds.tokens.rows import Pieces, counted, starts_of
 from datarax_tfds.tokens.token_counts import TokenCounts
 from datarax_tfds.tokens.token_files import BLOCK_BYTES, TokenFile, TokenFiles
 
-_MOST_BLOCKS = 1 << 40  # in a file: the blocks of several files are numbered as of one
+_MAX_BLOCKS = 1 << 40  # in a file, so that a number tells the file and the block in it
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class KeptTokens:
         return sum(int(self._of(part).sum(dtype=np.int64)) for part in parts if self._width(part))
 
     def has(self, documents: np.ndarray) -> np.ndarray:
-        """Of which documents `[n]` the tokens are in such files, bool `[n]`."""
+        """Whether the tokens of documents `[n]` are in such files, bool `[n]`."""
         parts, place = np.unique(documents // self._part_documents, return_inverse=True)
         return np.array([self._width(part) > 0 for part in parts.tolist()], bool)[place]
 
@@ -76,7 +76,7 @@ class KeptTokens:
         # The bytes in the file, and the blocks of each piece, numbered over all parts.
         begin, end = start * width, (start + pieces.count) * width
         first, each = begin // BLOCK_BYTES, (end - 1) // BLOCK_BYTES - begin // BLOCK_BYTES + 1
-        first += of * _MOST_BLOCKS
+        first += of * _MAX_BLOCKS
         numbers = np.repeat(first, each) + counted(each)
         blocks = np.unique(numbers)
         content, sound = self._blocks(parts, blocks)
@@ -98,7 +98,7 @@ class KeptTokens:
         sound = np.zeros(len(numbers), bool)
         ends = np.append(np.flatnonzero(np.diff(numbers) > 1) + 1, len(numbers)).tolist()
         for start, stop in itertools.pairwise([0, *ends]):
-            of, block = divmod(int(numbers[start]), _MOST_BLOCKS)
+            of, block = divmod(int(numbers[start]), _MAX_BLOCKS)
             read = self._read(int(parts[of]), block, block + stop - start)
             if read is not None:
                 content[start:stop], sound[start:stop] = read, True

@@ -77,7 +77,7 @@ class PackedReader:
         return -(-ahead * self.length // len(self._documents))
 
     def prefetch(self, numbers: np.ndarray, /) -> None:
-        """Begins to read the documents of rows from a store, but not those that are kept."""
+        """Begins to read the documents of rows from a store, unless their tokens are kept."""
         documents = np.unique(self._rows.pieces(numbers).document)
         if self._kept is not None:
             documents = documents[~self._kept.has(documents)]

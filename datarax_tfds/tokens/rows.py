@@ -98,7 +98,7 @@ class BestFitRows:
     A long document fills rows of its own, up to a rest. Rests and short documents are packed in
     windows of consecutive documents: the largest first, each into the fullest row that has room.
 
-    It takes 16 bytes for each document, and 8 for each row.
+    It takes 16 bytes for each piece of a document, and 8 for each row.
 
     Args:
         counts: The tokens of each document.
