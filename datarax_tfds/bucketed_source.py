@@ -113,7 +113,7 @@ class BucketedSource(Source[StreamingRecords]):
         config = source.config
         self.name = name or f"BucketedSource({config.name}:{config.split})"
         refuse_in_forked_child(self.name)
-        refuse_while_traced(self.name)
+        refuse_while_traced(self.name, config.name)
         declared = DeclaredLengths.checked(lengths, self.name)
         _require_arguments(self.name, run, truncate, shuffle)
         Schedule(1, 1, remainder)  # it raises if there is no such remainder

@@ -118,7 +118,7 @@ class MixtureSource(Source[MixtureRecords]):
         listed = ", ".join(names) if len(names) <= _MAX_NAMED else f"{len(names)} parts"
         self.name = name or f"MixtureSource({listed})"
         refuse_in_forked_child(self.name)
-        refuse_while_traced(self.name)
+        refuse_while_traced(self.name, ", ".join(names))
         _require_alike(present, part_column, self.name)
         first = next(iter(present.values()))
         self.sharding = nnx.static(first.sharding)

@@ -154,7 +154,7 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
         config = source.config
         self.name = name or f"PackedSource({config.name}:{config.split})"
         refuse_in_forked_child(self.name)
-        refuse_while_traced(self.name)
+        refuse_while_traced(self.name, config.name)
         require_arguments(self.name, length, packing, eos_id, pad_id, errors, encode_name)
         self.sharding = nnx.static(source.sharding)
         self.rngs = nnx.data(None)

@@ -284,6 +284,7 @@ class TestIndexOfLengths:
         path.write_bytes(content)
         fields = {"include_keys": {"id", "tokens"}, "max_corrupt_records": 1}
         source = BucketedSource(source_of(tmp_path, name="ragged", **fields), ALONE, run=4)
+        source.collect_to_array()
         ((corrupt, other),) = source.corrupt_records.items()
         columns = on_host(source.get_records([corrupt, other]))
         assert columns["id"].tolist() == [other, other]

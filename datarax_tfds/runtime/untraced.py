@@ -31,13 +31,14 @@ def is_traced() -> bool:
     return _trace_state() != _untraced_states[0]
 
 
-def refuse_while_traced(subject: str) -> None:
+def refuse_while_traced(subject: str, records_of: str | None) -> None:
     """Raises a `RuntimeError` where a transformation runs the constructor of a source."""
     if is_traced():
         raise refused(
             RuntimeError,
             subject,
             "a source cannot be built inside a function that is being traced by JAX.",
+            records_of=records_of,
             fix="build the source outside, and pass it to nnx.jit as an argument",
         )
 

@@ -49,7 +49,7 @@ class DatasetSource(Source[Opened], Generic[Config, Opened]):
         require_config(config, self._config_type, type(self).__name__)
         name = name or self._named(config)
         refuse_in_forked_child(name)
-        refuse_while_traced(name)
+        refuse_while_traced(name, config.name)
         self.sharding = nnx.static(resolved_sharding(sharding, name))
         if _reader is None:
             split = filtered(open_split(config), config, name, self.sharding)
