@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 
 from datarax_tfds.config.config import TFDSStreamingConfig
+from datarax_tfds.config.fields import Field, flag
 from datarax_tfds.decoding.reader import RecordReader
 from datarax_tfds.files.kept_index import versions_of
 from datarax_tfds.files.split import Split
@@ -156,6 +157,11 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
         refuse_in_forked_child(self.name)
         refuse_while_traced(self.name, config.name)
         require_arguments(self.name, length, packing, eos_id, pad_id, errors, encode_name)
+        flags = {"keep_tokens": keep_tokens, "cacheable": cacheable, "eager": eager}
+        if shuffle is not None:
+            flags["shuffle"] = shuffle
+        for option, value in flags.items():
+            flag(Field(self.name, option, value))
         self.sharding = nnx.static(source.sharding)
         self.rngs = nnx.data(None)
         self.stochastic, self.stream_name, self.draws = False, None, False

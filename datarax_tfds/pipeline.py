@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from datarax_tfds.config.config import TFDSStreamingConfig
-from datarax_tfds.config.fields import Field, integer
+from datarax_tfds.config.fields import Field, flag, integer
 from datarax_tfds.decoding.record_spec import require_arrays
 from datarax_tfds.order.cursor import Cursor, Remainder, require_cursor, warn_of_repeats
 from datarax_tfds.order.growing import AnySchedule, BatchSizes, described, schedule_of, sizes_of
@@ -131,7 +131,7 @@ class Pipeline(nnx.Module):
         self.batch_size = self.schedule.batch_size
         if remainder == "wrap" and max(sizes) > len(source):
             warn_of_repeats(f"Pipeline of {source.name}", max(sizes), len(source))
-        self.record_numbers = record_numbers
+        self.record_numbers = flag(Field("Pipeline", "record_numbers", record_numbers))
         self._require_free_names()
         # The order of the stages counts, too: it decides their random keys.
         stated = {"stages": list(graph.names), "edges": graph.edges}
@@ -261,6 +261,7 @@ class Pipeline(nnx.Module):
             ValueError: `num_epochs` is not an integer of at least 0, or `as_numpy` is set and other
                 processes hold rows.
         """
+        as_numpy = flag(Field("Pipeline.batches", "as_numpy", as_numpy))
         processes = processes_of(self.source.sharding)
         if as_numpy and len(processes) > 1:
             raise refused(

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 from tqdm import tqdm
 
 from datarax_tfds.config.config import TFDSEagerConfig, TFDSStreamingConfig
-from datarax_tfds.config.fields import SplitExpression, require_known
+from datarax_tfds.config.fields import Field, SplitExpression, flag, require_known
 from datarax_tfds.decoding.reader import RecordReader
 from datarax_tfds.files.split import open_split
 from datarax_tfds.order.block_order import BlockOrder
@@ -182,6 +182,8 @@ def from_tfds(
     eager_fields = {field.name for field in dataclasses.fields(TFDSEagerConfig)}
     streaming_fields = {field.name for field in dataclasses.fields(TFDSStreamingConfig)}
     require_known(fields, eager_fields | streaming_fields, "from_tfds", "neither config has")
+    if eager is not None:
+        eager = flag(Field("from_tfds", "eager", eager))
 
     def own(names: set[str]) -> dict[str, Any]:
         return {key: value for key, value in fields.items() if key in names}

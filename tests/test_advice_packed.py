@@ -109,7 +109,7 @@ ROWS = [
     ),
     Row(
         "encode must return a list of integers in [0, 2**31).",
-        "return the ids alone, as [17, 4, 256]",
+        "return only such ids, as [17, 4, 256]",
         lambda u: Encoder(lambda text: [0.5], None, "test")(["text"], str),
         lambda u: Encoder(lambda text: [17, 4, 256], None, "test")(["text"], str),
     ),

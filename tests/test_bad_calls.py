@@ -18,6 +18,7 @@ from datarax_tfds import (
     TFDSStreamingConfig,
     TFDSStreamingSource,
     batch_sharding,
+    from_tfds,
     global_batch,
     make_mesh,
     prefetch_to_device,
@@ -317,6 +318,17 @@ def test_an_order_is_random_or_is_not(source, flag):
 def test_an_invalid_seed_is_refused(source, seed):
     with refused(ValueError, "^seed: .*seed: "):
         source.reset(seed)
+
+
+def test_options_of_calls_are_true_or_false(source, data_dir):
+    options = {
+        "record_numbers": lambda: Pipeline(source=source, batch_size=8, record_numbers="no"),
+        "as_numpy": lambda: Pipeline(source=source, batch_size=8).batches(as_numpy="no"),
+        "eager": lambda: from_tfds("tiny", "train", data_dir=str(data_dir), eager="no"),
+    }
+    for name, call in options.items():
+        with refused(ValueError, f"{name} must be True or False"):
+            call()
 
 
 @pytest.mark.parametrize(("streams", "message"), STREAMS)

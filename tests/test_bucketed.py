@@ -310,6 +310,7 @@ class TestIndexOfLengths:
 BAD = {
     "nothing": ({}, "lengths must have the lengths of the buckets"),
     "no dict": ((64, 128), "lengths must have the lengths of the buckets"),
+    "no name": ({5: (64, 128)}, "lengths must have the lengths of the buckets"),
     "none": ({"tokens": ()}, "must be 1 to 64 positive integers"),
     "not ascending": ({"tokens": (8, 4, 20)}, r"use lengths={'tokens': \(4, 8, 20\)}"),
     "twice the same": ({"tokens": (4, 4, 20)}, r"use lengths={'tokens': \(4, 20\)}"),
@@ -327,7 +328,7 @@ BAD = {
 
 @pytest.mark.parametrize(("lengths", "message"), BAD.values(), ids=BAD)
 def test_lengths_that_cannot_be_are_refused(bucketed, lengths, message):
-    kind = TypeError if lengths == (64, 128) else ValueError
+    kind = TypeError if lengths in ((64, 128), {5: (64, 128)}) else ValueError
     with refused(kind, message):
         bucketed(lengths, stream={"include_keys": {"id", "tokens", "target"}})
 

@@ -512,6 +512,8 @@ class TestRefusals:
         ({"feature": "id"}, ValueError, "must be one text"),
         ({"feature": "nested"}, ValueError, "must be one text"),
         ({"seed": -1}, ValueError, "seed"),
+        *[({name: "no"}, ValueError, f"{name} must be True or False")
+          for name in ("shuffle", "keep_tokens", "cacheable", "eager")],
     ])  # fmt: skip
     def test_wrong_arguments_are_refused(self, packed, fields, error, says):
         with refused(error, says):

@@ -1,6 +1,6 @@
 """Checks the lengths of buckets that a user declares, and finds the parts of a record they mean."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Self
@@ -31,13 +31,14 @@ class DeclaredLengths:
         """The lengths that a user passes.
 
         Raises:
-            TypeError: It is not a dict.
+            TypeError: It is not a dict with texts as keys.
             ValueError: It has no lengths, or some that are not positive, ascending integers; or the
                 names have different numbers of them.
         """
-        if not isinstance(lengths, Mapping) or not lengths:
+        named = isinstance(lengths, Mapping) and all(isinstance(name, str) for name in lengths)
+        if not named or not lengths:
             raise refused(
-                ValueError if isinstance(lengths, Mapping) else TypeError,
+                ValueError if named else TypeError,
                 subject,
                 "lengths must have the lengths of the buckets for each ragged feature.",
                 lengths=repr(lengths),
@@ -136,7 +137,8 @@ def is_within(path: str, name: str) -> bool:
 
 
 def _require_ascending(name: Any, lengths: Any, subject: str) -> None:
-    listed = list(lengths) if isinstance(lengths, list | tuple | np.ndarray) else []
+    several = isinstance(lengths, Sequence | np.ndarray) and not isinstance(lengths, str | bytes)
+    listed: list[Any] = list(lengths) if several else []
     sound = all(is_integer(length, 1) and length < 2**31 for length in listed)
     ascending = sound and all(one < other for one, other in pairwise(listed))
     if ascending and 0 < len(listed) <= MAX_BUCKETS:

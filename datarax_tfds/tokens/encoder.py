@@ -89,13 +89,14 @@ class Encoder:
         ids = np.asarray(getattr(encoded, "ids", encoded))
         sound = ids.ndim == 1 and (ids.dtype.kind in "iu" or not ids.size)
         if not sound or (ids.size and not 0 <= ids.min() <= ids.max() <= MAX_TOKEN):
+            array = f"{type(encoded).__name__}, as an array {ids.dtype}{list(ids.shape)}"
             raise refused(
                 TypeError,
                 self._subject,
                 "encode must return a list of integers in [0, 2**31).",
                 record=where(row),
-                got=f"{type(encoded).__name__}, as an array {ids.dtype}{list(ids.shape)}",
-                fix="return the ids alone, as [17, 4, 256]",
+                got=f"{array}, from {ids.min()} to {ids.max()}" if sound else array,
+                fix="return only such ids, as [17, 4, 256]",
             )
         return np.append(ids, self._end).astype(np.int32, copy=False)
 
