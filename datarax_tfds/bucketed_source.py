@@ -3,15 +3,15 @@
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, final
+from typing import Any, final
 
-import jax
 import numpy as np
 from flax import nnx
 
 from datarax_tfds.config.config import TFDSStreamingConfig
 from datarax_tfds.config.fields import Field, flag
 from datarax_tfds.decoding.reader import RecordReader
+from datarax_tfds.derived_source import DerivedSource
 from datarax_tfds.files.split import Split
 from datarax_tfds.lengths.batch_shapes import BatchShapes
 from datarax_tfds.lengths.bucketed_reader import BucketedReader
@@ -19,21 +19,15 @@ from datarax_tfds.lengths.declared_lengths import DeclaredLengths
 from datarax_tfds.lengths.record_lengths import RecordLengths, lengths_reader
 from datarax_tfds.order.block_order import BlockOrder
 from datarax_tfds.order.bucket_order import BucketOrder, Buckets
-from datarax_tfds.order.cursor import Cursor, Remainder, Schedule
+from datarax_tfds.order.cursor import Remainder, Schedule
 from datarax_tfds.order.order import Order, check_seed
-from datarax_tfds.order.sampler import Sampler
 from datarax_tfds.records.streaming import StreamingRecords
-from datarax_tfds.runtime.forks import refuse_in_forked_child
-from datarax_tfds.runtime.signatures import set_signature
-from datarax_tfds.runtime.untraced import refuse_while_traced
 from datarax_tfds.sources.dataset_source import digest_of
-from datarax_tfds.sources.source import Source
-from datarax_tfds.state.state import Identity, cursor_from_state
-from datarax_tfds.tfds_source import TFDSStreamingSource, require_stream
+from datarax_tfds.state.state import Identity
+from datarax_tfds.tfds_source import TFDSStreamingSource
 from datarax_tfds.tokens.count_files import CountFiles
-from datarax_tfds.tokens.counting import Counting, Share
+from datarax_tfds.tokens.counting import Counting
 from sharding.checks import is_integer, refused, whole_number
-from sharding.placement import processes_of
 
 _WINDOW = 65_536  # positions that are arranged together: 15 ms of a core
 _MIN_RUNS = 64  # in a window: with fewer runs, more of its records are left over
@@ -42,7 +36,7 @@ _MAX_SHOWN = 200  # characters of the lengths in a state
 
 
 @final
-class BucketedSource(Source[StreamingRecords]):
+class BucketedSource(DerivedSource[StreamingRecords]):
     """Delivers the records of a stream in batches that are padded to one of a few lengths.
 
         config = TFDSStreamingConfig(name="lm1b", split="train", transform=tokenized)
@@ -109,30 +103,13 @@ class BucketedSource(Source[StreamingRecords]):
         seed: int | None = None,
         name: str | None = None,
     ):
-        require_stream(source, "BucketedSource")
-        config = source.config
-        self.name = name or f"BucketedSource({config.name}:{config.split})"
-        refuse_in_forked_child(self.name)
-        refuse_while_traced(self.name, config.name)
+        stream = self._derive(source, name)
+        config, split = source.config, stream.split
         declared = DeclaredLengths.checked(lengths, self.name)
         _require_arguments(self.name, run, truncate, shuffle)
         Schedule(1, 1, remainder)  # it raises if there is no such remainder
-        stream = source.records.reader
-        assert isinstance(stream, RecordReader)
-        transformed = config.transform is not None
-        declared.require_ragged(
-            stream.spec | stream.host_spec,
-            self.name,
-            transformed=transformed,
-            pad_to=config.pad_to,
-        )
-        _require_repeatable(stream, self.name)
-        self.sharding = nnx.static(source.sharding)
-        self.rngs = nnx.data(None)
-        self.stochastic, self.stream_name, self.draws = False, None, False
-        split = stream.split
-        self._info = nnx.static(split.info)
-        self._earlier_fingerprints = nnx.static(split.earlier_fingerprints)
+        declared.require_ragged(stream.spec | stream.host_spec, config, self.name)
+        self._require_repeatable(stream, "lengths")
         names = frozenset(declared.by_name)
         self.config = nnx.static(
             dataclasses.replace(
@@ -146,7 +123,7 @@ class BucketedSource(Source[StreamingRecords]):
             )
         )
         reader = RecordReader(split, self.config, self.name)
-        self._corrupt = nnx.static(reader.corrupt)
+        self._reads(reader)
         files = _length_files(config, reader, declared)
         counts = self._counted(split, files, declared)
         if not truncate:
@@ -196,11 +173,8 @@ class BucketedSource(Source[StreamingRecords]):
             lambda: lengths_reader(split, self.config, names, self.name), names, len(split)
         )
         counting = Counting(asked, files, self.name)
-        processes = sorted(set(processes_of(self.sharding)))
-        if jax.process_index() in processes:
-            counting.count_share(Share(processes.index(jax.process_index()), len(processes)))
-        self.agree("counting of lengths", {"records": len(split), "lengths": str(declared)})
-        return counting.all_counts().reshape(len(split), len(names))
+        counts = self._counted_together(counting, records=len(split), lengths=str(declared))
+        return counts.reshape(len(split), len(names))
 
     def _ordered(
         self,
@@ -226,14 +200,6 @@ class BucketedSource(Source[StreamingRecords]):
         base = Order(self.length) if seed is None else dataclasses.replace(order.base, seed=seed)
         return dataclasses.replace(order, base=base)
 
-    def _sampler_of(self, shuffle: bool, seed: int) -> Sampler:
-        return Sampler(self.ordered(seed if shuffle else None), seed)
-
-    def _saved_place(
-        self, state: Mapping[str, Any], identity: Identity, subject: str
-    ) -> tuple[Cursor, None]:
-        return cursor_from_state(state, identity, subject, self._earlier_fingerprints), None
-
     def element_specs(self) -> list[dict[str, Any]]:
         """One record of each bucket as `jax.ShapeDtypeStruct`s, without a batch axis: all shapes
         that batches may have. `element_spec()` is the last of them.
@@ -247,28 +213,8 @@ class BucketedSource(Source[StreamingRecords]):
         """
         return self._padding
 
-    def get_dataset_info(self) -> Any:
-        """The `tfds.core.DatasetInfo` of the dataset."""
-        return self._info
-
-    @property
-    def corrupt_records(self) -> dict[int, int]:
-        """The number of each corrupt record that this process has found so far, and the number of
-        the record that replaces it.
-        """
-        return self._corrupt.replacements
-
     def supports_indexed_access(self) -> bool:
         return False
-
-    def copy(self, *, name: str | None = None) -> Self:
-        """Returns a source with the same records, order and position; `name` replaces the name."""
-        other = self.clone()
-        other.name = name or self.name
-        return other
-
-
-set_signature(BucketedSource, [])
 
 
 def _require_arguments(subject: str, run: Any, truncate: Any, shuffle: Any) -> None:
@@ -282,18 +228,6 @@ def _require_arguments(subject: str, run: Any, truncate: Any, shuffle: Any) -> N
             "run must be a number of records in [1, 2**16]: a multiple of the batch size.",
             run=repr(run),
             fix=f"use run={min(max(whole_number(run) or 256, 1), 2**16)}",
-        )
-
-
-def _require_repeatable(reader: RecordReader, subject: str) -> None:
-    if reader.stochastic:
-        raise refused(
-            ValueError,
-            subject,
-            "records must be the same in every epoch, because their lengths are counted once.",
-            random=f"{reader.random_by} takes random numbers",
-            fix=f"use a {reader.random_by} without random numbers, and a random stage of the"
-            " Pipeline",
         )
 
 

@@ -2,41 +2,33 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self, final
+from typing import Any, final
 
-import jax
 from flax import nnx
 
 from datarax_tfds.config.config import TFDSStreamingConfig
 from datarax_tfds.config.fields import Field, flag
 from datarax_tfds.decoding.reader import RecordReader
+from datarax_tfds.derived_source import DerivedSource
 from datarax_tfds.files.kept_index import versions_of
 from datarax_tfds.files.split import Split
 from datarax_tfds.order.block_order import BlockOrder
-from datarax_tfds.order.cursor import Cursor
 from datarax_tfds.order.order import Order, check_seed
 from datarax_tfds.order.record_order import RecordOrder
-from datarax_tfds.order.sampler import Sampler
 from datarax_tfds.records.eager import EagerRecords
 from datarax_tfds.records.memory import EAGER_MEMORY_FRACTION, free_host_bytes
 from datarax_tfds.records.streaming import StreamingRecords
-from datarax_tfds.runtime.forks import refuse_in_forked_child
-from datarax_tfds.runtime.signatures import set_signature
 from datarax_tfds.runtime.threads import bounded
-from datarax_tfds.runtime.untraced import refuse_while_traced
-from datarax_tfds.sources.source import Source
-from datarax_tfds.state.state import Identity, cursor_from_state
-from datarax_tfds.tfds_source import TFDSStreamingSource, require_stream
+from datarax_tfds.state.state import Identity
+from datarax_tfds.tfds_source import TFDSStreamingSource
 from datarax_tfds.tokens.arguments import (
     PackingWay,
     reading_of,
     require_arguments,
-    require_repeatable,
 )
 from datarax_tfds.tokens.count_files import CountFiles
-from datarax_tfds.tokens.counting import Counting, Share, sampled
+from datarax_tfds.tokens.counting import Counting, sampled
 from datarax_tfds.tokens.documents import DecodeErrors, Documents
 from datarax_tfds.tokens.encoder import Encoder, fingerprint, require_equal
 from datarax_tfds.tokens.kept_tokens import KeptTokens
@@ -46,7 +38,6 @@ from datarax_tfds.tokens.token_counts import TokenCounts
 from datarax_tfds.tokens.token_files import TokenFiles
 from sharding.checks import refused
 from sharding.hosts.agreement import extend_deadlines
-from sharding.placement import processes_of
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +59,7 @@ class PackedConfig:
 
 
 @final
-class PackedSource(Source[EagerRecords | StreamingRecords]):
+class PackedSource(DerivedSource[EagerRecords | StreamingRecords]):
     """Delivers rows of tokens of one length, packed from the texts of a source.
 
         text = TFDSStreamingSource(TFDSStreamingConfig(name="wiki40b/en", split="train"))
@@ -151,24 +142,14 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
         eager: bool = False,
         name: str | None = None,
     ):
-        require_stream(source, "PackedSource")
-        config = source.config
-        self.name = name or f"PackedSource({config.name}:{config.split})"
-        refuse_in_forked_child(self.name)
-        refuse_while_traced(self.name, config.name)
+        stream = self._derive(source, name)
+        config, split = source.config, stream.split
         require_arguments(self.name, length, packing, eos_id, pad_id, errors, encode_name)
         flags = {"keep_tokens": keep_tokens, "cacheable": cacheable, "eager": eager}
         if shuffle is not None:
             flags["shuffle"] = shuffle
         for option, value in flags.items():
             flag(Field(self.name, option, value))
-        self.sharding = nnx.static(source.sharding)
-        self.rngs = nnx.data(None)
-        self.stochastic, self.stream_name, self.draws = False, None, False
-        assert isinstance(source.records.reader, RecordReader)
-        split = source.records.reader.split
-        self._info = nnx.static(split.info)
-        self._earlier_fingerprints = nnx.static(split.earlier_fingerprints)
         self.config = nnx.static(
             PackedConfig(
                 shuffle=source.is_random_order if shuffle is None else shuffle,
@@ -177,8 +158,8 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
             )
         )
         reader = RecordReader(split, reading_of(config, split, feature, self.name), self.name)
-        self._corrupt = nnx.static(reader.corrupt)
-        require_repeatable(reader, self.name)
+        self._reads(reader)
+        self._require_repeatable(reader, "tokens")
         encoder = Encoder(encode, eos_id, self.name)
         # Of 4 bytes each. Rows would take three times as much.
         room = int(EAGER_MEMORY_FRACTION * free_host_bytes()) // 4 if cacheable else None
@@ -278,13 +259,8 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
         self, documents: Documents, files: CountFiles, token_files: TokenFiles | None
     ) -> TokenCounts:
         """The tokens of each document, which the processes count together."""
-        processes = sorted(set(processes_of(self.sharding)))
         counting = Counting(documents, files, self.name, token_files=token_files)
-        if jax.process_index() in processes:
-            share = Share(processes.index(jax.process_index()), len(processes))
-            counting.count_share(share)
-        self.agree("counting of tokens", {"documents": len(documents)})
-        counts = TokenCounts(counting.all_counts())
+        counts = TokenCounts(self._counted_together(counting, documents=len(documents)))
         if not counts.total:
             raise refused(
                 ValueError,
@@ -317,14 +293,6 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
         block_size, window = self._blocks
         return BlockOrder(self.length, seed, min(block_size, self.length), window)
 
-    def _sampler_of(self, shuffle: bool, seed: int) -> Sampler:
-        return Sampler(self.ordered(seed if shuffle else None), seed)
-
-    def _saved_place(
-        self, state: Mapping[str, Any], identity: Identity, subject: str
-    ) -> tuple[Cursor, None]:
-        return cursor_from_state(state, identity, subject, self._earlier_fingerprints), None
-
     @property
     def tokens(self) -> int:
         """The number of tokens of an epoch, without padding."""
@@ -340,17 +308,6 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
         """The share of padding in all rows of an epoch, in `[0, 1)`."""
         return 1 - self._tokens / (self.length * self._row_tokens)
 
-    def get_dataset_info(self) -> Any:
-        """The `tfds.core.DatasetInfo` of the dataset with the texts."""
-        return self._info
-
-    @property
-    def corrupt_records(self) -> dict[int, int]:
-        """The number of each corrupt record of the dataset that this process has found so far, and
-        the number of the record whose text replaces its text.
-        """
-        return self._corrupt.replacements
-
     def supports_indexed_access(self) -> bool:
         return isinstance(self._records, EagerRecords)
 
@@ -358,12 +315,3 @@ class PackedSource(Source[EagerRecords | StreamingRecords]):
         """Frees the memory of the tokens that `cacheable` keeps; does nothing if it is not set."""
         if self.config.cacheable:
             self._documents.forget()
-
-    def copy(self, *, name: str | None = None) -> Self:
-        """Returns a source with the same rows, order and position; `name` replaces the name."""
-        other = self.clone()
-        other.name = name or self.name
-        return other
-
-
-set_signature(PackedSource, [])

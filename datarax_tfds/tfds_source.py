@@ -25,7 +25,6 @@ from datarax_tfds.records.packing import Packing
 from datarax_tfds.records.streaming import StreamingRecords
 from datarax_tfds.sources.dataset_source import DatasetSource
 from datarax_tfds.sources.default_sharding import resolved_sharding
-from sharding.checks import refused
 from sharding.hosts.agreement import extend_deadlines
 from sharding.placement import Placement
 
@@ -229,16 +228,3 @@ def _suits_the_devices(
         f"{reader.length * row_bytes:,} bytes of records take {share:.1%} of the free memory of"
         " each device",
     )
-
-
-def require_stream(source: Any, subject: str) -> None:
-    """Raises a `TypeError` unless the argument `source` of a source of records is a stream."""
-    if not isinstance(source, TFDSStreamingSource):
-        raise refused(
-            TypeError,
-            subject,
-            "source must be a TFDSStreamingSource.",
-            got=type(source).__name__,
-            fix="pass TFDSStreamingSource(TFDSStreamingConfig(name=..., split=...)), or"
-            " from_tfds(..., eager=False)",
-        )

@@ -152,7 +152,7 @@ ROWS = [
         lambda u: buckets(u, stream={"map_fn": wide}),
     ),
     Row(
-        "records must be the same in every epoch, because their lengths are counted once.",
+        "records must be the same in every epoch, because lengths are counted once.",
         "use a map_fn without random numbers, and a random stage of the Pipeline",
         lambda u: buckets(u, stream={"map_fn": drawn}),
         lambda u: buckets(u, stream={"map_fn": plain}),

@@ -218,8 +218,8 @@ ROWS = [
         pack,
     ),
     Row(
-        "texts must be the same in every epoch, because their tokens are counted once.",
-        "use a map_fn without random numbers",
+        "records must be the same in every epoch, because tokens are counted once.",
+        "use a map_fn without random numbers, and a random stage of the Pipeline",
         lambda u: pack(u, {"map_fn": drawn}),
         lambda u: pack(u, {"map_fn": lambda record: {"text": record["text"]}}),
     ),

@@ -25,6 +25,7 @@ ROOMS = [
     "datarax_tfds.records",
     "datarax_tfds.sources datarax_tfds.stages",
     "datarax_tfds.tfds_source",
+    "datarax_tfds.derived_source",
     "datarax_tfds.packed_source datarax_tfds.bucketed_source",
     "datarax_tfds.mixture_source",
     "datarax_tfds.pipeline datarax_tfds.checkpoint",

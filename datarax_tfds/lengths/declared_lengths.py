@@ -8,6 +8,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
+from datarax_tfds.config.config import AnyConfig
 from datarax_tfds.decoding.device_dtypes import path_name
 from datarax_tfds.decoding.plan import nearest_feature
 from sharding.checks import is_integer, refused, whole_number
@@ -81,20 +82,19 @@ class DeclaredLengths:
         ]
         return np.max(held, axis=0)
 
-    def require_ragged(
-        self, spec: Mapping[str, Any], subject: str, *, transformed: bool, pad_to: Any
-    ) -> None:
+    def require_ragged(self, spec: Mapping[str, Any], config: AnyConfig, subject: str) -> None:
         """Raises unless all names stand for parts of a record whose first axis varies.
 
         Args:
-            spec: The parts of a record, as `record_spec` gives them.
+            spec: The parts of a record, as `record_spec` gives them; of the first record, if a
+                `transform` makes them.
+            config: That of the stream.
             subject: The source, for messages.
-            transformed: Whether the shapes are only those of one record.
-            pad_to: What the records are padded to without buckets, by name.
 
         Raises:
             ValueError: A name is unknown, or its parts have one shape or vary in other axes.
         """
+        transformed, padded = config.transform is not None, config.pad_to or ()
         leaves = {
             path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(dict(spec))
         }
@@ -112,16 +112,14 @@ class DeclaredLengths:
                 first, *others = leaf.shape or (0,)
                 varies = first is None or (transformed and bool(leaf.shape))
                 inner = getattr(leaf, "ragged", False) or None in others
-                if varies and not inner and name not in (pad_to or ()):
+                if varies and not inner and name not in padded:
                     continue
                 fix = f"leave {name!r} out of lengths"
-                if name in (pad_to or ()):
+                if name in padded:
                     fix = f"leave {name!r} out of pad_to of the stream, or {fix}"
                 if inner:
-                    fix = (
-                        f"leave {name!r} out of lengths, or let map_fn return arrays of which only"
-                        " the first axis varies"
-                    )
+                    by = config.mapped_by or "map_fn"
+                    fix = f"{fix}, or let {by} return arrays of which only the first axis varies"
                 raise refused(
                     ValueError,
                     subject,

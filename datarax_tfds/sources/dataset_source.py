@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 from abc import abstractmethod
-from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import jax
@@ -11,11 +10,8 @@ import numpy as np
 from flax import nnx
 
 from datarax_tfds.config.config import AnyConfig
-from datarax_tfds.decoding.corrupt_records import CorruptRecords
 from datarax_tfds.decoding.reader import RecordReader
 from datarax_tfds.files.split import open_split
-from datarax_tfds.order.cursor import Cursor
-from datarax_tfds.order.record_order import RecordOrder
 from datarax_tfds.order.sampler import Sampler, key_word
 from datarax_tfds.records.filtering import filtered
 from datarax_tfds.runtime.forks import refuse_in_forked_child
@@ -23,16 +19,17 @@ from datarax_tfds.runtime.signatures import set_signature
 from datarax_tfds.runtime.untraced import refuse_while_traced
 from datarax_tfds.sources.arguments import require, require_config, require_records
 from datarax_tfds.sources.default_sharding import resolved_sharding
-from datarax_tfds.sources.source import Opened, Source
+from datarax_tfds.sources.source import Opened
+from datarax_tfds.sources.split_source import SplitSource
 from datarax_tfds.sources.statistics import Statistics
-from datarax_tfds.state.state import Identity, cursor_from_state
+from datarax_tfds.state.state import Identity
 from sharding.checks import refused
 from sharding.placement import Placement
 
 Config = TypeVar("Config", bound=AnyConfig)
 
 
-class DatasetSource(Source[Opened], Generic[Config, Opened]):
+class DatasetSource(SplitSource[Opened], Generic[Config, Opened]):
     """Delivers the records of a TFDS split. Subclasses are final."""
 
     _config_type: ClassVar[type]
@@ -56,13 +53,12 @@ class DatasetSource(Source[Opened], Generic[Config, Opened]):
         else:
             split = _reader.split
         self._kept = nnx.static(split.kept)
-        self._info = nnx.static(split.info)
-        self._earlier_fingerprints = nnx.static(split.earlier_fingerprints)
         self.length = len(split)
         self._block_size = split.block_size
         self._configure(config, rngs, name)
         self.sampler = self._configured_sampler()
         reader = RecordReader(split, config, name) if _reader is None else _reader.renamed(name)
+        self._reads(reader)
         self.draws = reader.stochastic
         self._identity = Identity(
             dataset=split.dataset,
@@ -76,7 +72,6 @@ class DatasetSource(Source[Opened], Generic[Config, Opened]):
         )
         corrupt = {"max_corrupt_records": config.max_corrupt_records}
         self.agree("construction", self.identity.saved() | reader.versions | corrupt)
-        self._corrupt: CorruptRecords = nnx.static(reader.corrupt)
         self._start(self._opened(reader))
 
     def __init_subclass__(cls) -> None:
@@ -117,18 +112,6 @@ class DatasetSource(Source[Opened], Generic[Config, Opened]):
     def _opened(self, reader: RecordReader) -> Opened:
         """Opens the records that the reader reads."""
 
-    @abstractmethod
-    def ordered(self, seed: int | None) -> RecordOrder:
-        """Returns the order of a seed; for None, the stored order."""
-
-    def _sampler_of(self, shuffle: bool, seed: int) -> Sampler:
-        return Sampler(self.ordered(seed if shuffle else None), seed)
-
-    def _saved_place(
-        self, state: Mapping[str, Any], identity: Identity, subject: str
-    ) -> tuple[Cursor, None]:
-        return cursor_from_state(state, identity, subject, self._earlier_fingerprints), None
-
     def stored_numbers(self, numbers: Any) -> np.ndarray:
         """The numbers in the split of records that a filter keeps, by their numbers in the source.
 
@@ -146,17 +129,6 @@ class DatasetSource(Source[Opened], Generic[Config, Opened]):
         numbers = np.atleast_1d(np.asarray(numbers, np.int64))
         require_records(numbers, range(self.length), self.name)
         return numbers if self._kept is None else self._kept.stored_numbers(numbers)
-
-    def get_dataset_info(self) -> Any:
-        """The `tfds.core.DatasetInfo`: description, features, splits, citation."""
-        return self._info
-
-    @property
-    def corrupt_records(self) -> dict[int, int]:
-        """The number of each corrupt record that this process has found so far, and the number of
-        the record that replaces it. There are at most `config.max_corrupt_records`.
-        """
-        return self._corrupt.replacements
 
     def copy(
         self,

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from datarax_tfds.config.config import TFDSStreamingConfig
-from datarax_tfds.decoding.reader import RecordReader
 from datarax_tfds.files.split import Split
 from datarax_tfds.tokens.documents import DecodeErrors
 from datarax_tfds.tokens.encoder import MAX_TOKEN
@@ -90,14 +89,3 @@ def reading_of(
         as_supervised=False,
         decoders=decoders,
     )
-
-
-def require_repeatable(reader: RecordReader, subject: str) -> None:
-    if reader.stochastic:
-        raise refused(
-            ValueError,
-            subject,
-            "texts must be the same in every epoch, because their tokens are counted once.",
-            random=f"{reader.random_by} takes random numbers",
-            fix=f"use a {reader.random_by} without random numbers",
-        )

@@ -1,0 +1,48 @@
+"""The base class of sources whose records are those of one TFDS split, or are made of these."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+
+from datarax_tfds.decoding.corrupt_records import CorruptRecords
+from datarax_tfds.decoding.reader import RecordReader
+from datarax_tfds.order.cursor import Cursor
+from datarax_tfds.order.record_order import RecordOrder
+from datarax_tfds.order.sampler import Sampler
+from datarax_tfds.sources.source import Opened, Source
+from datarax_tfds.state.state import Identity, cursor_from_state
+
+
+class SplitSource(Source[Opened]):
+    """Delivers what is made of the records of a TFDS split."""
+
+    def _reads(self, reader: RecordReader) -> None:
+        """Sets what users and saved states ask of the split that a reader reads."""
+        self._info = nnx.static(reader.split.info)
+        self._earlier_fingerprints = nnx.static(reader.split.earlier_fingerprints)
+        self._corrupt: CorruptRecords = nnx.static(reader.corrupt)
+
+    @abstractmethod
+    def ordered(self, seed: int | None) -> RecordOrder:
+        """Returns the order of a seed; for None, the stored order."""
+
+    def _sampler_of(self, shuffle: bool, seed: int) -> Sampler:
+        return Sampler(self.ordered(seed if shuffle else None), seed)
+
+    def _saved_place(
+        self, state: Mapping[str, Any], identity: Identity, subject: str
+    ) -> tuple[Cursor, None]:
+        return cursor_from_state(state, identity, subject, self._earlier_fingerprints), None
+
+    def get_dataset_info(self) -> Any:
+        """The `tfds.core.DatasetInfo`: description, features, splits, citation."""
+        return self._info
+
+    @property
+    def corrupt_records(self) -> dict[int, int]:
+        """The number of each corrupt record that this process has found so far, and the number of
+        the record that replaces it. There are at most `config.max_corrupt_records`.
+        """
+        return self._corrupt.replacements
