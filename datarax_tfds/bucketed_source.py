@@ -10,6 +10,8 @@ from flax import nnx
 
 from datarax_tfds.config.config import TFDSStreamingConfig
 from datarax_tfds.config.fields import Field, flag
+from datarax_tfds.counts.count_files import CountFiles
+from datarax_tfds.counts.counting import Counting
 from datarax_tfds.decoding.reader import RecordReader
 from datarax_tfds.derived_source import DerivedSource
 from datarax_tfds.files.split import Split
@@ -25,8 +27,6 @@ from datarax_tfds.records.streaming import StreamingRecords
 from datarax_tfds.sources.dataset_source import digest_of
 from datarax_tfds.state.state import Identity
 from datarax_tfds.tfds_source import TFDSStreamingSource
-from datarax_tfds.tokens.count_files import CountFiles
-from datarax_tfds.tokens.counting import Counting
 from sharding.checks import is_integer, refused, whole_number
 
 _WINDOW = 65_536  # positions that are arranged together: 15 ms of a core

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from datarax_tfds.counts.counting import Counting, Share
 from datarax_tfds.decoding.reader import RecordReader
 from datarax_tfds.runtime.forks import refuse_in_forked_child
 from datarax_tfds.runtime.signatures import set_signature
@@ -13,7 +14,6 @@ from datarax_tfds.runtime.untraced import refuse_while_traced
 from datarax_tfds.sources.source import Opened
 from datarax_tfds.sources.split_source import SplitSource
 from datarax_tfds.tfds_source import TFDSStreamingSource
-from datarax_tfds.tokens.counting import Counting, Share
 from sharding.checks import refused
 from sharding.placement import processes_of
 

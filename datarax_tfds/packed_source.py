@@ -9,6 +9,8 @@ from flax import nnx
 
 from datarax_tfds.config.config import TFDSStreamingConfig
 from datarax_tfds.config.fields import Field, flag
+from datarax_tfds.counts.count_files import CountFiles
+from datarax_tfds.counts.counting import Counting, sampled
 from datarax_tfds.decoding.reader import RecordReader
 from datarax_tfds.derived_source import DerivedSource
 from datarax_tfds.files.kept_index import versions_of
@@ -27,8 +29,7 @@ from datarax_tfds.tokens.arguments import (
     reading_of,
     require_arguments,
 )
-from datarax_tfds.tokens.count_files import CountFiles
-from datarax_tfds.tokens.counting import Counting, sampled
+from datarax_tfds.tokens.counted_tokens import CountedTokens
 from datarax_tfds.tokens.documents import DecodeErrors, Documents
 from datarax_tfds.tokens.encoder import Encoder, fingerprint, require_equal
 from datarax_tfds.tokens.kept_tokens import KeptTokens
@@ -259,7 +260,7 @@ class PackedSource(DerivedSource[EagerRecords | StreamingRecords]):
         self, documents: Documents, files: CountFiles, token_files: TokenFiles | None
     ) -> TokenCounts:
         """The tokens of each document, which the processes count together."""
-        counting = Counting(documents, files, self.name, token_files=token_files)
+        counting = Counting(CountedTokens(documents, token_files), files, self.name)
         counts = TokenCounts(self._counted_together(counting, documents=len(documents)))
         if not counts.total:
             raise refused(

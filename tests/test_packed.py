@@ -26,10 +26,11 @@ from datarax_tfds import (
     StateMismatchError,
     prefetch_to_device,
 )
+from datarax_tfds.counts.count_files import CountFiles
+from datarax_tfds.counts.counting import Counting, Share
 from datarax_tfds.order.block_order import BlockOrder
 from datarax_tfds.order.order import Order
-from datarax_tfds.tokens.count_files import CountFiles
-from datarax_tfds.tokens.counting import Counting, Share
+from datarax_tfds.tokens.counted_tokens import CountedTokens
 from datarax_tfds.tokens.documents import Documents
 from datarax_tfds.tokens.encoder import Encoder
 from datarax_tfds.tokens.kept_tokens import KeptTokens
@@ -307,7 +308,8 @@ class TestCounts:
     def count(self, documents, directory, share=ALONE):
         files = CountFiles(directory, "key")
         token_files = TokenFiles(files.places, "texts", None, "test")
-        counting = Counting(documents, files, "test", token_files=token_files, part_documents=PART)
+        tokens = CountedTokens(documents, token_files)
+        counting = Counting(tokens, files, "test", part_records=PART)
         counting.count_share(share)
         return counting
 

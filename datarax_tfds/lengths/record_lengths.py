@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from datarax_tfds.config.config import AnyConfig
+from datarax_tfds.counts.counting import Counted
 from datarax_tfds.decoding.reader import RecordReader
 from datarax_tfds.files.split import Split
 from datarax_tfds.runtime.copying import not_copied
@@ -38,10 +39,13 @@ class RecordLengths:
     def __len__(self) -> int:
         return self._length
 
-    def counted(self, numbers: np.ndarray, /) -> np.ndarray:
+    def counted(self, numbers: np.ndarray, /) -> Counted:
         """The lengths of the ragged parts of records: uint32 `[n]`, or `[n, names]` of several."""
         lengths = self.reader.lengths(numbers, self._names).astype(np.uint32)
-        return lengths[:, 0] if len(self._names) == 1 else lengths
+        return Counted(lengths[:, 0] if len(self._names) == 1 else lengths)
+
+    def keep(self, start: int, part: Counted, /) -> None:
+        """Keeps nothing but the counts."""
 
 
 def lengths_reader(

@@ -33,8 +33,6 @@ class Documents:
             are read first. None caches those that were read last, for the next rows.
     """
 
-    counted_as = "tokens"
-
     def __init__(
         self,
         reader: RecordReader,
@@ -74,10 +72,6 @@ class Documents:
             for number, content in zip(numbers.tolist(), self._contents(numbers), strict=True)
         ]
         return self._encoder(texts, lambda row: self.where(int(numbers[row])))
-
-    def counted(self, numbers: np.ndarray, /) -> np.ndarray:
-        """The number of tokens of each of these documents, uint32 `[n]`."""
-        return lengths_of(self.encoded(numbers))
 
     def tokens(self, numbers: np.ndarray) -> list[np.ndarray]:
         """The same as `encoded`. Documents whose tokens are cached are not read again."""
@@ -129,11 +123,6 @@ class Documents:
                 fix="use errors='replace', which puts U+FFFD in the place of such bytes, or"
                 " errors='ignore', which leaves them out",
             ) from None
-
-
-def lengths_of(tokens: list[np.ndarray]) -> np.ndarray:
-    """How many tokens each document has, uint32 `[n]`."""
-    return np.array([len(ids) for ids in tokens], np.uint32)
 
 
 def _require_text(reader: RecordReader, feature: str, subject: str) -> None:

@@ -8,8 +8,8 @@ from collections import OrderedDict
 
 import numpy as np
 
+from datarax_tfds.counts.counting import part_size
 from datarax_tfds.runtime.copying import not_copied
-from datarax_tfds.tokens.counting import part_size
 from datarax_tfds.tokens.rows import Pieces, counted, starts_of
 from datarax_tfds.tokens.token_counts import TokenCounts
 from datarax_tfds.tokens.token_files import BLOCK_BYTES, TokenFile, TokenFiles
@@ -29,7 +29,7 @@ class KeptTokens:
         files: The files.
         counts: The number of tokens of each document.
         subject: The source that reads, for messages.
-        part_documents: That of `Counting`.
+        part_documents: As `part_records` of `Counting`.
     """
 
     def __init__(

@@ -1,6 +1,4 @@
-"""Counts the tokens of all documents, or the lengths of all records, once, in all threads and
-processes.
-"""
+"""Counts something of all records once, in all threads and processes."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -10,28 +8,36 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from tqdm import tqdm
 
+from datarax_tfds.counts.count_files import CountFiles
 from datarax_tfds.decoding.reader import RecordReader
 from datarax_tfds.runtime.threads import ThreadPool, decoding_threads
-from datarax_tfds.tokens.count_files import CountFiles
-from datarax_tfds.tokens.documents import Documents, lengths_of
-from datarax_tfds.tokens.token_files import TokenFiles, narrowed
 from sharding.hosts.agreement import extend_deadlines
 from sharding.hosts.waits import result_of
 
-_MIN_PART, _MAX_PARTS = 256, 1024  # documents that are counted together, and such parts
-_CALL_BYTES, _CALL_DOCUMENTS = 4 << 20, 256  # of stored records, in one call
+_MIN_PART, _MAX_PARTS = 256, 1024  # records that are counted together, and such parts
+_CALL_BYTES, _CALL_RECORDS = 4 << 20, 256  # of stored records, in one call
 _PROGRESS_DELAY_S = 2.0
 
-Counted = tuple[np.ndarray, np.ndarray | None]  # the counts, and the tokens if they are kept
+
+def part_size(records: int) -> int:
+    """How many records are counted together."""
+    return max(_MIN_PART, -(-records // _MAX_PARTS))
 
 
-def part_size(documents: int) -> int:
-    """How many documents are counted together, and have one file of tokens."""
-    return max(_MIN_PART, -(-documents // _MAX_PARTS))
+class Counted(NamedTuple):
+    """The counts of some records.
+
+    Args:
+        counts: uint32 `[n]`, or `[n, columns]` if a record has several.
+        made: What was made to count them, if it is to be kept: for each record in turn, `[...]`.
+    """
+
+    counts: np.ndarray
+    made: np.ndarray | None = None
 
 
 class Countable(Protocol):
-    """Records of which something is counted: the tokens of documents, or the lengths of features.
+    """Records of which something is counted: the tokens of texts, or the lengths of features.
 
     Attributes:
         counted_as: What is counted, for messages.
@@ -44,8 +50,15 @@ class Countable(Protocol):
 
     def __len__(self) -> int: ...
 
-    def counted(self, numbers: np.ndarray, /) -> np.ndarray:
-        """The counts of the records with these numbers: uint32 `[n]`, or `[n, columns]`."""
+    def counted(self, numbers: np.ndarray, /) -> Counted:
+        """The counts of the records with these numbers `[n]`."""
+        ...
+
+    def keep(self, start: int, part: Counted, /) -> None:
+        """Keeps what was made of the consecutive records of a part, of which `start` is the first.
+
+        None of them was found to be corrupt.
+        """
         ...
 
 
@@ -57,47 +70,44 @@ class Share(NamedTuple):
 
 
 class Counting:
-    """Counts those documents, or other records, whose counts no file has.
+    """Counts those records whose counts no file has.
 
     Args:
-        documents: The documents, or other records.
+        records: The records.
         files: Where the counts are kept.
         subject: The source that counts, for messages.
-        token_files: Where the tokens of `Documents` are kept; None to keep counts alone.
-        part_documents: How many documents are counted together; `part_size` by default.
+        part_records: How many records are counted together; `part_size` by default.
     """
 
     def __init__(
         self,
-        documents: Countable,
+        records: Countable,
         files: CountFiles,
         subject: str,
         *,
-        token_files: TokenFiles | None = None,
-        part_documents: int | None = None,
+        part_records: int | None = None,
     ):
-        self._documents = documents
+        self._records = records
         self._files = files
         self._subject = subject
-        self._token_files = token_files
-        size = part_documents or part_size(len(documents))
+        size = part_records or part_size(len(records))
         self._parts = [
-            (start, min(start + size, len(documents))) for start in range(0, len(documents), size)
+            (start, min(start + size, len(records))) for start in range(0, len(records), size)
         ]
 
     def count_share(self, share: Share) -> None:
-        """Counts the documents of this process, unless all are counted, and keeps the counts."""
-        if self._files.load(0, len(self._documents)) is None:
+        """Counts the records of this process, unless all are counted, and keeps the counts."""
+        if self._files.load(0, len(self._records)) is None:
             self._counted(self._parts[share.number :: share.of], keep=True)
 
     def all_counts(self) -> np.ndarray:
         """The counts of all records, after all processes have counted their share. Where this
         process does not find what another one has counted, it counts that, too.
         """
-        counts = self._files.load(0, len(self._documents))
+        counts = self._files.load(0, len(self._records))
         if counts is None:
             parts = self._counted(self._parts, keep=False)
-            counts = self._files.load(0, len(self._documents))
+            counts = self._files.load(0, len(self._records))
             if counts is None:
                 counts = np.concatenate(parts)
                 self._files.keep(0, counts)
@@ -121,8 +131,8 @@ class Counting:
         """The counts of each part, one part after the other, made in all threads."""
         if not parts:
             return
-        record_bytes = self._documents.reader.split.record_bytes
-        size = max(1, min(_CALL_DOCUMENTS, int(_CALL_BYTES / record_bytes)))
+        record_bytes = self._records.reader.split.record_bytes
+        size = max(1, min(_CALL_RECORDS, int(_CALL_BYTES / record_bytes)))
         calls = [
             np.arange(first, min(first + size, stop))
             for start, stop in parts
@@ -130,41 +140,37 @@ class Counting:
         ]
         progress = tqdm(
             total=sum(map(len, calls)),
-            desc=f"{self._subject}: counting {self._documents.counted_as}",
+            desc=f"{self._subject}: counting {self._records.counted_as}",
             unit=" records",
             delay=_PROGRESS_DELAY_S,
             disable=None,
         )
-        counted = self._documents.counted_as
+        counted = self._records.counted_as
         working = extend_deadlines(f"counting the {counted} of {self._subject}", measured=True)
-        pool = ThreadPool(decoding_threads(), "datarax_tfds_tokens")
+        pool = ThreadPool(decoding_threads(), "datarax_tfds_counts")
         try:
             with working as advance, progress:
                 results = self._in_order(pool, calls)
                 for start, stop in parts:
-                    counts: list[np.ndarray] = []
-                    tokens: list[np.ndarray] = []
-                    while sum(map(len, counts)) < stop - start:
-                        some, ids = next(results)
-                        counts.append(some)
-                        if ids is not None:
-                            tokens.append(ids)
+                    calls_of_part: list[Counted] = []
+                    while sum(len(call.counts) for call in calls_of_part) < stop - start:
+                        calls_of_part.append(next(results))
                         advance()
-                        progress.update(len(some))
-                    of_part = np.concatenate(counts)
-                    if self._token_files is not None and self._sound(start, stop):
-                        self._token_files.keep(start, of_part, np.concatenate(tokens))
-                    yield of_part
+                        progress.update(len(calls_of_part[-1].counts))
+                    part = _joined(calls_of_part)
+                    if self._sound(start, stop):
+                        self._records.keep(start, part)
+                    yield part.counts
         finally:
             pool.close()
 
     def _sound(self, start: int, stop: int) -> bool:
-        """Whether none of these documents was found to be that of a corrupt record."""
-        return not any(start <= x < stop for x in self._documents.reader.corrupt.replacements)
+        """Whether none of these records was found to be corrupt."""
+        return not any(start <= x < stop for x in self._records.reader.corrupt.replacements)
 
     def _in_order(self, pool: ThreadPool, calls: list[np.ndarray]) -> Iterator[Counted]:
         """The counts of each call. Some calls are under way, also while the caller works."""
-        reader = self._documents.reader
+        reader = self._records.reader
         ahead = reader.records_ahead(shuffled=False)
         running: deque[Future[Counted]] = deque()
         requested, wanted = 0, iter(calls)
@@ -173,20 +179,19 @@ class Counting:
                 reader.prefetch(some)
                 requested += len(some)
             requested -= len(call)
-            running.append(pool.submit(self._count, call))
+            running.append(pool.submit(self._records.counted, call))
             if len(running) > 4 * decoding_threads():
                 yield result_of(running.popleft(), self._subject, reader.slowest)
         while running:
             yield result_of(running.popleft(), self._subject, reader.slowest)
 
-    def _count(self, numbers: np.ndarray) -> Counted:
-        if self._token_files is None:
-            return self._documents.counted(numbers), None
-        assert isinstance(self._documents, Documents)
-        tokens = self._documents.encoded(numbers)
-        return lengths_of(tokens), narrowed(np.concatenate(tokens))
+
+def _joined(calls: list[Counted]) -> Counted:
+    made = [call.made for call in calls if call.made is not None]
+    counts = np.concatenate([call.counts for call in calls])
+    return Counted(counts, np.concatenate(made) if made else None)
 
 
 def sampled(length: int, most: int) -> np.ndarray:
-    """The numbers of some documents from all over a split, the first one included."""
+    """The numbers of some records from all over a split, the first one included."""
     return np.unique(np.arange(most) * (length - 1) // max(most - 1, 1))
