@@ -1,17 +1,10 @@
 """Batches of a few lengths on several processes, which are killed and gone on with by others."""
 
-import json
-import signal
-import sys
-import time
-
 import ragged_records
-import warmed
-from checkout import GUARD_S, WORKERS
 from oracle import bucketed
 from ragged_records import LENGTHS, SIZES, N, bucket
+from restarted_jobs import runs
 
-from datarax_tfds.cli import launching
 from datarax_tfds.order.order import Order
 
 # Processes, batch size, steps, and whether it is killed after the last one, which is not saved.
@@ -20,29 +13,10 @@ PLAN = [(2, 4, 7, True), (1, 6, 5, True), (4, 8, 12, False)]
 
 def test_killed_and_gone_on_with_elsewhere_every_record_comes_once_as_short_as_can_be(tmp_path):
     ragged_records.write(tmp_path / "data")
-    place = tmp_path / "place"
-    place.mkdir()
     seen, read = [], []
-    for number, (count, size, steps, killed) in enumerate(PLAN):
-        logs = tmp_path / f"run-{number}"
-        logs.mkdir()
-        how = "killed" if killed else "ends"
-        command = [WORKERS / "buckets.py", tmp_path / "data", place, size, steps, how]
-        command = [sys.executable, *map(str, command)]
-        processes = launching.start(count, command, logs, warmed.Popen)
-        deadline = time.monotonic() + GUARD_S
-        try:
-            while processes[0].poll() is None:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            if not killed:
-                assert [process.wait(GUARD_S) for process in processes] == [0] * count
-        finally:
-            launching.end(processes)
-        printed = "\n".join(path.read_text()[-2000:] for path in logs.glob("*.log"))
-        assert processes[0].returncode == (-signal.SIGKILL if killed else 0), printed
-        read.append([int((place / f"read-{n}").read_text()) for n in range(count)])
-        for note in map(json.loads, (place / "rows-0").read_text().splitlines()):
+    for notes, counts in runs("buckets.py", [tmp_path / "data"], tmp_path, PLAN, "read"):
+        read.append(counts)
+        for note in notes:
             assert note["position"] <= len(seen)  # what was not saved comes again
             del seen[note["position"] :]
             length = LENGTHS[max(map(bucket, note["id"]))]
@@ -50,8 +24,6 @@ def test_killed_and_gone_on_with_elsewhere_every_record_comes_once_as_short_as_c
                 assert tokens == ragged_records.padded(one, length)["tokens"].tolist()
             assert note["tokens_length"] == [SIZES[one] for one in note["id"]]
             seen += note["id"]
-        for path in place.glob("rows-*"):
-            path.unlink()
     buckets = [bucket(one) for one in range(N)]
     rule = [bucketed(Order(N, 5), buckets, 24, 65_520, True, epoch) for epoch in range(2)]
     assert len(seen) == 6 * 4 + 4 * 6 + 12 * 8

@@ -1,32 +1,22 @@
-"""One process of a job that takes rows of tokens, notes them, and saves every second step.
+"""One process of a job that takes rows of tokens."""
 
-It may be killed after the last one.
-"""
-
-import json
-import os
-import signal
 import sys
 from pathlib import Path
 
-DATA_DIR, PACKING, BATCH_SIZE, STEPS, KILLED = sys.argv[1], *sys.argv[3:]
-PLACE = Path(sys.argv[2])
+DATA_DIR, PACKING, PLACE = *sys.argv[1:3], Path(sys.argv[3])
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import jax
-import numpy as np
 import packed_texts
-from jax.sharding import NamedSharding, PartitionSpec
+from saving_steps import take_steps
 
 from datarax_tfds import (
     PackedSource,
-    Pipeline,
     TFDSStreamingConfig,
     TFDSStreamingSource,
     batch_sharding,
     initialize,
     make_mesh,
-    prefetch_to_device,
 )
 
 initialize()
@@ -50,7 +40,6 @@ source = PackedSource(
     shuffle=True,
     seed=5,
 )
-leader = jax.process_index() == 0
 assert source.kept_tokens == source.tokens
 
 
@@ -59,24 +48,4 @@ def note_encoded():
 
 
 note_encoded()
-pipeline = Pipeline(source=source, batch_size=int(BATCH_SIZE))
-saved = PLACE / "state.json"
-if saved.exists():
-    pipeline.set_state(json.loads(saved.read_text()))
-everywhere = jax.jit(lambda batch: batch, out_shardings=NamedSharding(mesh, PartitionSpec()))
-before, step = pipeline.cursor, 0
-while step < int(STEPS):
-    for batch in prefetch_to_device(pipeline, 2):
-        rows = {name: np.asarray(column) for name, column in everywhere(batch).items()}
-        position = before.epoch * len(source) + before.index
-        note = {"position": position, **{name: column.tolist() for name, column in rows.items()}}
-        with open(PLACE / f"rows-{jax.process_index()}", "a") as notes:
-            notes.write(json.dumps(note) + "\n")
-        before, step = pipeline.cursor, step + 1
-        note_encoded()
-        if step % 2 == 0 and leader:
-            saved.write_text(json.dumps(pipeline.get_state()))
-        if step == int(STEPS):
-            if KILLED == "killed" and leader:
-                os.kill(os.getpid(), signal.SIGKILL)
-            break
+take_steps(source, mesh, PLACE, sys.argv[4:], after_step=note_encoded)
