@@ -229,6 +229,18 @@ def test_a_filter_leaves_only_records_that_it_keeps(bucketed):
     assert sorted(map(int, found))[-len(kept) :] == kept
 
 
+def test_features_may_stay_on_the_host(bucketed):
+    source = bucketed(stream={"host_keys": {"id"}})
+    pipeline, seen = Pipeline(source=source, batch_size=SIZE), []
+    for batch in prefetch_to_device(pipeline, 2):
+        on_devices = jax.tree.map(lambda column: isinstance(column, jax.Array), batch)
+        assert not on_devices["id"]
+        assert all(jax.tree.leaves([on_devices["tokens"], on_devices["pairs"]]))
+        check(batch, batch["id"].tolist())
+        seen += batch["id"].tolist()
+    assert set(seen) == set(range(N))
+
+
 def test_what_is_longer_is_cut_if_asked(bucketed):
     source = bucketed({"tokens": (4, 8)}, truncate=True)
     for batch in map(on_host, Pipeline(source=source, batch_size=SIZE)):
