@@ -207,7 +207,7 @@ class Pipeline(nnx.Module):
 
     def __iter__(self) -> Iterator[Batch]:
         """Iterates over the batches from the cursor to the end of its epoch."""
-        return CursorIterator(self, size=0)
+        return CursorIterator(self)
 
     def __repr__(self) -> str:
         stages = ", ".join(map(described_stage, self._graph.names, self.stages)) or "no stages"
@@ -235,7 +235,7 @@ class Pipeline(nnx.Module):
         Raises:
             ValueError: `n` is not an integer of at least 0.
         """
-        return CursorIterator(self, size=0, steps=integer(0)(Field("Pipeline.steps", "n", n)))
+        return CursorIterator(self, steps=integer(0)(Field("Pipeline.steps", "n", n)))
 
     def batches(
         self, num_epochs: int | None = None, *, as_numpy: bool = False
@@ -273,7 +273,7 @@ class Pipeline(nnx.Module):
             )
         if as_numpy:
             return self.local_batches(num_epochs)
-        return CursorIterator(self, size=0, steps=self._steps_until(num_epochs, "batches"))
+        return CursorIterator(self, steps=self._steps_until(num_epochs, "batches"))
 
     def local_batches(self, num_epochs: int | None = None) -> Iterator[dict[str, Any]]:
         """Iterates as `batches` does, over the rows of this process as NumPy arrays.
@@ -294,7 +294,7 @@ class Pipeline(nnx.Module):
             An iterator over arrays `[rows, ...]`, with the `host_keys`. Do not write to them.
         """
         steps = self._steps_until(num_epochs, "local_batches")
-        return CursorIterator(self, size=0, steps=steps, convert=self._local_batch)
+        return CursorIterator(self, steps=steps, convert=self._local_batch)
 
     def step(self) -> Batch:
         """Returns the next batch. After the last one of an epoch, the next epoch begins.

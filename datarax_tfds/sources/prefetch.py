@@ -91,7 +91,7 @@ class CursorIterator(Iterator[Any]):
 
     Args:
         source: The pipeline or source whose cursor it moves.
-        size: How many batches to make beside the current one.
+        size: How many batches to make ahead of the current one.
         steps: How many batches to hand out, past the ends of epochs; or a function that says how
             many there are from a cursor on. None for the rest of the epoch.
         convert: What is handed out in place of the batch at a cursor.
@@ -100,7 +100,8 @@ class CursorIterator(Iterator[Any]):
     def __init__(
         self,
         source: Positioned,
-        size: int,
+        size: int = 0,
+        *,
         steps: int | Callable[[Cursor], int] | None = None,
         convert: Callable[[Cursor, Any], Any] | None = None,
     ):

@@ -144,7 +144,7 @@ class Source(nnx.Module, Generic[Opened]):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Iterates over single records, from the cursor to the end of its epoch."""
-        return CursorIterator(self, size=0)
+        return CursorIterator(self)
 
     def upcoming(self, steps: int | None = None) -> Iterator[tuple[Cursor, Taken]]:
         """Yields the rest of the epoch, or so many records, each with its cursor, without moving
