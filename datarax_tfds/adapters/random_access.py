@@ -114,7 +114,7 @@ class RandomAccess:
         self._config = dataclasses.replace(config, **_NOT_READ)
         self._kept = split.kept
         self._length = len(split)
-        self._files = f"{split.dataset}, {split.ranges}, {split.fingerprint}"
+        self._files = _identity(split)
         self._begin(split)
 
     def _begin(self, split: Split | None) -> None:
@@ -202,8 +202,7 @@ class RandomAccess:
         split = open_split(self._config)
         if self._kept is not None:
             split = split.filtered(self._kept)
-        found = f"{split.dataset}, {split.ranges}, {split.fingerprint}"
-        if found != self._files:
+        if (found := _identity(split)) != self._files:
             raise refused(
                 DataLossError,
                 self._subject,
@@ -217,3 +216,7 @@ class RandomAccess:
     def __repr__(self) -> str:
         """Names the records: Grain's DataLoader compares it with that of a checkpoint."""
         return f"{self._subject}: {self._length:,} records of {self._files}, epoch {self._epoch}"
+
+
+def _identity(split: Split) -> str:
+    return f"{split.dataset}, {split.ranges}, {split.fingerprint}"

@@ -138,8 +138,8 @@ def record_faults(file: Readable) -> Iterator[tuple[int, str | None]]:
     """Reads a file from front to back, and verifies both checksums of each record.
 
     Yields:
-        For each record, its offset, and what is wrong with it; None if nothing is. The last record
-        is that whose length is damaged, because nothing says then where the next one begins.
+        For each record, its offset, and what is wrong with it; None if nothing is. If the length of
+        a record is damaged, that is the last one, because where the next one begins is not known.
     """
     held, base, start = b"", 0, 0  # the bytes from `base` on, and where the next record begins
     while True:
