@@ -99,6 +99,7 @@ class TestShow:
             assert boxes == texts == []
         assert len(cells) == 8
         assert len(drawn(show(batch, most=3))) == 3
+        assert len(drawn(show(batch | {"step": np.float32(7)}))) == 8
 
     def test_rows_that_are_padding_are_left_out(self, data_dir):
         *_, last = pipeline_of("tiny", data_dir, batch_size=64, remainder="pad")
@@ -187,6 +188,7 @@ class TestPlace:
         [
             ("--mesh data=4,model", "--mesh must be sizes by name"),
             ("--mesh data=x", "--mesh must be sizes by name"),
+            ("--mesh data=--4 --devices 8", "--mesh must be sizes by name"),
             ("--mesh data=3 --devices 8", "--mesh must be sizes by name"),
             ("--mesh data=0 --devices 0", "--mesh must be sizes by name"),
             ("--mesh data=-1", "one size may be -1 if --devices is given"),

@@ -75,7 +75,8 @@ def _rows(batch: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[Row]:
     """The rows of a batch that this process holds and that are not padding, or the records."""
     if not isinstance(batch, Mapping):
         return [{path: np.asarray(leaf) for path, leaf in _by_path(each)} for each in batch]
-    columns = {path: _held(leaf) for path, leaf in _by_path(batch)}
+    # A stage may add numbers that are not rows.
+    columns = {path: _held(leaf) for path, leaf in _by_path(batch) if np.ndim(leaf)}
     if NUMBER in columns:
         columns[NUMBER] = join_words(columns[NUMBER])
     size = min((len(column) for column in columns.values()), default=0)
