@@ -42,6 +42,12 @@ def refused(
     return kind(error_message(subject, problem, fix=fix, **facts))
 
 
+def fix_of(error: Exception) -> str | None:
+    """The fix in the text of an error; None if that is not of `error_message`."""
+    _, found, fix = str(error).rpartition("\n  fix:")
+    return fix.strip() if found else None
+
+
 def is_integer(value: Any, minimum: int | None = None) -> TypeGuard[int]:
     """Whether a value is an integer, and at least `minimum`."""
     integer = isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -78,6 +78,20 @@ def test_an_error_of_the_library_is_printed_without_a_traceback(tmp_path, capsys
     assert "Traceback" not in printed
 
 
+@pytest.mark.parametrize("words", ["info --device-gib nan", "info --device-gib -1",
+                                   "verify --processes 0"])  # fmt: skip
+def test_numbers_that_cannot_be_are_refused_with_what_was_got(words, data_dir, capsys):
+    command, option, value = words.split()
+    assert main([command, "tiny", "--data-dir", str(data_dir), option, value]) == 2
+    assert re.search(rf"{option} must be .*, got {float(value):g}", capsys.readouterr().err)
+
+
+def test_an_error_that_is_not_the_librarys_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("datarax_tfds.cli.index.Command.run", lambda command: int("fault"))
+    with pytest.raises(ValueError, match="fault"):
+        main(["index", "tiny"])
+
+
 @pytest.mark.parametrize("place", ["gs://", "gs://bucket/../tiny", "http://host/tiny"])
 def test_a_place_that_is_not_read_is_refused(place, capsys):
     assert main(["index", place]) == 2

@@ -28,7 +28,6 @@ _STATUSES = """\
 A command ends with 0 if all is well; with 1 if it found what it looks for, such as damage; and with
 2 if the command line is wrong, or if something cannot be read.
 """
-_UNREADABLE = (OSError, ValueError)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -74,8 +73,10 @@ def _run(name: str, words: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        # Errors of the library say how to mend them. Others are faults, and need their traceback.
-        if not isinstance(error, _UNREADABLE) and "\n  fix:" not in str(error):
+        from sharding.checks import fix_of
+
+        # Other errors are faults of the program, and need their traceback.
+        if not isinstance(error, OSError) and fix_of(error) is None:
             raise
         sys.stderr.write(f"{error}\n")
         return 2

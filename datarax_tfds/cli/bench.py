@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
@@ -44,7 +43,11 @@ class Command:
         counts = _counts(self.cores)
         if not counts or self.seconds <= 0 or (self.step_ms or 0) < 0:
             most = _cores_here()
-            problem = f"--cores must be numbers from 1 to {most}, and times must be positive"
+            problem = (
+                f"--cores must be numbers from 1 to {most}, and --seconds and --step-ms"
+                f" positive; got --cores {self.cores} --seconds {self.seconds}"
+                f" --step-ms {self.step_ms}"
+            )
             return wrong_usage("bench", problem)
         excluded = set(self.exclude_keys.split(",")) if self.exclude_keys else None
         import_tensorflow()
@@ -86,7 +89,7 @@ def measured(
 
     begun = time.perf_counter()
     pipeline = Pipeline(source=TFDSStreamingSource(config), batch_size=batch_size)
-    batches = chain.from_iterable(iter(lambda: pipeline, None))  # epoch after epoch
+    batches = pipeline.batches()
     next(batches)
     first_batch_s = time.perf_counter() - begun
     steps, waited_s, elapsed_s = _timed(batches, seconds, 0.0)

@@ -44,7 +44,13 @@ class Command:
     def run(self) -> int:
         least = min(self.records, self.shards, self.max_length, self.max_image_size)
         if least < 1 or self.seed < 0 or self.shards > self.records:
-            return wrong_usage("fill", "numbers must be positive, with a record a shard")
+            return wrong_usage(
+                "fill",
+                "--records, --shards, --max-length and --max-image-size must be at least 1, --seed"
+                " at least 0, and --shards at most --records; got"
+                f" --records {self.records} --shards {self.shards} --max-length {self.max_length}"
+                f" --max-image-size {self.max_image_size} --seed {self.seed}",
+            )
         import_tensorflow()
         from datarax_tfds.files.random_records import Bounds, write_random_dataset
 

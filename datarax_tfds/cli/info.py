@@ -9,7 +9,7 @@ from typing import Any
 
 from datarax_tfds.cli.dataset import Dataset
 from datarax_tfds.cli.index import tfrecord_files
-from datarax_tfds.cli.terminal import import_tensorflow, print_json, print_table
+from datarax_tfds.cli.terminal import import_tensorflow, print_json, print_table, wrong_usage
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,9 @@ class Command:
     device_gib: float | None = None
 
     def run(self) -> int:
+        if self.device_gib is not None and not 0 <= self.device_gib < math.inf:
+            problem = f"--device-gib must be a number of at least 0, as 16, got {self.device_gib}"
+            return wrong_usage("info", problem)
         import_tensorflow()
         device_bytes = None if self.device_gib is None else int(self.device_gib * 2**30)
         found = described(self.dataset, device_bytes)
@@ -115,7 +118,7 @@ def described(dataset: Dataset, device_bytes: int | None = None) -> Description:
         directory=str(prepared.directory),
         format=info.file_format.value,
         splits=list(_splits(info, spec, device_bytes)),
-        features=list(_features(spec, config.name)),
+        features=list(_features(spec)),
         files=files,
         indexed=files - missing,
     )
@@ -164,18 +167,19 @@ def _free_device_bytes() -> int:
     return free_device_bytes(resolved_sharding(None, "datarax-tfds info"))
 
 
-def _features(spec: Mapping[str, Any], name: Any) -> Iterator[Feature]:
+def _features(spec: Mapping[str, Any]) -> Iterator[Feature]:
     import jax
 
     from datarax_tfds.decoding.array_advice import array_refused
     from datarax_tfds.decoding.device_dtypes import path_name
     from datarax_tfds.decoding.record_spec import Unbatched
+    from sharding.checks import fix_of
 
     for path, leaf in jax.tree_util.tree_leaves_with_path(spec):
         fix = None
         if isinstance(leaf, Unbatched):
-            error = array_refused(path_name(path), "", leaf, subject=str(name), mapped_by=None)
-            fix = str(error).rpartition("\n  fix:")[2].strip()
+            says = path_name(path), "cannot be in a batch", leaf
+            fix = fix_of(array_refused(*says, subject="info", mapped_by=None))
         yield Feature(path_name(path), str(leaf.dtype), tuple(leaf.shape), fix)
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ class _Device:
 def _parsed(text: str) -> dict[str, int]:
     """The sizes of axes that a text like `data=4,model=2` gives; empty if it gives none."""
     parts = [part.partition("=") for part in text.split(",")]
-    sizes = {name: int(size) for name, _, size in parts if name and size.lstrip("-").isdecimal()}
+    sizes = {name: int(size) for name, _, size in parts if name and re.fullmatch(r"-?\d+", size)}
     return sizes if len(sizes) == len(parts) else {}
 
 

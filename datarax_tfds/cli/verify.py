@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import arg
 
 from datarax_tfds.cli.dataset import Dataset
-from datarax_tfds.cli.terminal import doing, print_json, progress
+from datarax_tfds.cli.terminal import doing, print_json, progress, wrong_usage
 
 if TYPE_CHECKING:
     from datarax_tfds.files.verification import Damage
@@ -39,6 +39,9 @@ class Command:
     json: bool = False
 
     def run(self) -> int:
+        if self.processes is not None and self.processes < 1:
+            problem = f"--processes must be at least 1, got {self.processes}"
+            return wrong_usage("verify", problem)
         doing("importing JAX and TFDS")
         from datarax_tfds.files.preparing import prepared_dataset
         from datarax_tfds.files.verification import Damage, files_of
