@@ -287,9 +287,12 @@ def located(starts: tuple[int, ...], numbers: Any) -> tuple[Any, Any]:
             which stands for padding: it is outside of the last part.
         numbers: An array of NumPy or JAX.
     """
-    xp: Any = jnp if isinstance(numbers, jax.Array) else np
-    first = xp.asarray(_firsts(starts))
-    part = xp.searchsorted(first, numbers, side="right") - 1
+    first = _firsts(starts)
+    if isinstance(numbers, jax.Array):
+        first = jnp.asarray(first)
+        part = jnp.searchsorted(first, numbers, side="right", method="compare_all") - 1
+    else:
+        part = np.searchsorted(first, numbers, side="right") - 1
     return part, numbers - first[part]
 
 

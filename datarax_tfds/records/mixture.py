@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 
 from datarax_tfds.order.mixture import MixtureOrder, located
 from datarax_tfds.order.sampler import ByNumber, Selection, Traced
+from datarax_tfds.order.wide_numbers import is_wide
 from datarax_tfds.records.eager import EagerRecords, row_major
 from datarax_tfds.records.host_rows import HostRows, fill_rows
 from datarax_tfds.records.joined_reader import JoinedReader
@@ -90,17 +91,17 @@ class MixtureRecords:
         streamed, on_host = None, {}
         if self._streams is not None:
             streamed, on_host = self._streams.inputs(selection)
-        drawn = self._drawn(numbers)
         if self.host_spec:
+            drawn = self._drawn(numbers)
             for part, records in self._eager.items():
                 on_host = self._host_rows(on_host, records, drawn, part)
         packed = tuple(records.packed for records in self._eager.values())
-        return BatchInputs((packed, (drawn, streamed)), on_host)
+        return BatchInputs((packed, (self._on_devices(numbers), streamed)), on_host)
 
     def assemble(self, on_devices: tuple[tuple[Packed, ...], tuple[Any, Any]]) -> dict[str, Any]:
         """Gathers the rows of the eager parts, and adds those of the streams; traceable."""
         packed, (drawn, streamed) = on_devices
-        part, within = drawn[0], drawn[1]
+        part, within = drawn if drawn.ndim > 1 else self._drawn(drawn)
         batch = streamed
         if self._eager:
             rows = [
@@ -140,7 +141,7 @@ class MixtureRecords:
         if self._streams is not None:
             refuse_compiled(self._subject, batch_size=numbers.shape[-1])
         packed = tuple(records.packed for records in self._eager.values())
-        return packed, (self._drawn(numbers), None)
+        return packed, (self._on_devices(numbers), None)
 
     def each_record(self, selection: Selection) -> Iterator[dict[str, Any]]:
         """Yields the records of a selection one by one, as the parts do."""
@@ -173,6 +174,14 @@ class MixtureRecords:
         for part in self._parts:
             if part is not None:
                 part.reset_cache()
+
+    def _on_devices(self, numbers: np.ndarray) -> np.ndarray:
+        """What a compiled program takes for these records: their numbers, from which it finds the
+        parts in less time than NumPy; or, where numbers do not fit int32, what `_drawn` returns.
+        """
+        if is_wide(self._starts[-1]):
+            return self._drawn(numbers)
+        return numbers.astype(np.int32, copy=False)
 
     def _drawn(self, numbers: Any) -> Any:
         """The part of each row, -1 for padding, and the number in the part: `[..., 2, n]` int32."""
