@@ -192,7 +192,7 @@ def main(config: Config) -> None:
     step, stopped = train_to_end(config, checkpoints)
     if stopped:
         logging.warning("stopped by SIGTERM; saved at step %d", step)
-        return
+        sys.exit(os.EX_TEMPFAIL)  # otherwise a launcher takes the job for finished
     found = evaluate(test, correct, modules=(model,))
     if jax.process_index() == 0:
         accuracy, right = found.means["correct"], found.sums["correct"]

@@ -1,5 +1,6 @@
 """The main job, as a user runs it."""
 
+import os
 import re
 import signal
 import subprocess
@@ -65,7 +66,7 @@ def test_a_notice_of_preemption_makes_all_save_the_same_step_and_stop(place, tmp
             assert time.monotonic() < deadline
             time.sleep(0.05)
         processes[-1].send_signal(signal.SIGTERM)
-        assert [process.wait(GUARD_S) for process in processes] == [0] * count
+        assert [process.wait(GUARD_S) for process in processes] == [os.EX_TEMPFAIL] * count
     finally:
         launching.end(processes)
     said = [re.search(r"saved at step (\d+)", log.read_text())[1] for log in logs]

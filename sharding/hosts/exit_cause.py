@@ -40,7 +40,9 @@ class ExitCause:
     def failure(self) -> tuple[str, int] | None:
         """The error that ends the main program, and the exit status; None if it ends well.
 
-        Call it from an exit hook. On Python 3.11, a bare `raise SystemExit(3)` counts as a good
+        The status 75 (`os.EX_TEMPFAIL`) is a good end: a job that was stopped by a notice of
+        preemption asks its launcher with it to be started again. Call it from an exit hook. On
+        Python 3.11, a bare `raise SystemExit(3)` counts as a good
         end, because exit hooks cannot find its status there.
         """
         if _returned(self._main):
@@ -48,7 +50,7 @@ class ExitCause:
         error = self._printed_error()
         if error is not None:
             return f"{type(error).__name__}: {error}", 1
-        if self._status is _UNKNOWN or self._status is None or self._status == 0:
+        if self._status is _UNKNOWN or self._status in (None, 0, os.EX_TEMPFAIL):
             return None
         status = self._status & 0xFF if isinstance(self._status, int) else 1
         return f"SystemExit: {self._status} (exit status {status})", status

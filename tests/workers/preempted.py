@@ -38,5 +38,5 @@ for step in range(1, 1_000_000):
         os.kill(os.getpid(), number)
     if preemption.reached(step):
         say(f"stopped at {step}")
-        break
+        sys.exit(os.EX_TEMPFAIL)
     time.sleep(0.01)
