@@ -1,11 +1,12 @@
 """The base class of sources that are made of the records of a stream."""
 
-from typing import Any, Self
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
+from datarax_tfds.config.fields import source_name
 from datarax_tfds.counts.counting import Counting, Share
 from datarax_tfds.decoding.reader import RecordReader
 from datarax_tfds.runtime.forks import refuse_in_forked_child
@@ -47,7 +48,7 @@ class DerivedSource(SplitSource[Opened]):
             )
         config, reader = source.config, source.records.reader
         assert isinstance(reader, RecordReader)
-        self.name = name or f"{kind}({config.name}:{config.split})"
+        self.name = source_name(name, f"{kind}({config.name}:{config.split})")
         refuse_in_forked_child(self.name)
         refuse_while_traced(self.name, config.name)
         self.sharding = nnx.static(source.sharding)
@@ -79,9 +80,3 @@ class DerivedSource(SplitSource[Opened]):
             counting.count_share(Share(processes.index(jax.process_index()), len(processes)))
         self.agree("counting", agreed)
         return counting.all_counts()
-
-    def copy(self, *, name: str | None = None) -> Self:
-        """Returns a source with the same records, order and position; `name` replaces the name."""
-        other = self.clone()
-        other.name = name or self.name
-        return other

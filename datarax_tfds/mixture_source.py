@@ -6,11 +6,12 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self, final, get_args
+from typing import Any, Literal, final, get_args
 
 import jax
 from flax import nnx
 
+from datarax_tfds.config.fields import source_name
 from datarax_tfds.decoding.device_dtypes import path_name
 from datarax_tfds.errors import StateMismatchError
 from datarax_tfds.order.cursor import Cursor, require_cursor
@@ -116,7 +117,7 @@ class MixtureSource(Source[MixtureRecords]):
         present = _require_parts(parts)
         names = tuple(parts)
         listed = ", ".join(names) if len(names) <= _MAX_NAMED else f"{len(names)} parts"
-        self.name = name or f"MixtureSource({listed})"
+        self.name = source_name(name, f"MixtureSource({listed})")
         refuse_in_forked_child(self.name)
         refuse_while_traced(self.name, ", ".join(names))
         _require_alike(present, part_column, self.name)
@@ -379,12 +380,6 @@ class MixtureSource(Source[MixtureRecords]):
         return {
             name: part.get_dataset_info() for name, part in self.parts.items() if part is not None
         }
-
-    def copy(self, *, name: str | None = None) -> Self:
-        """Returns a source with the same records, order and position; `name` replaces the name."""
-        other = self.clone()
-        other.name = name or self.name
-        return other
 
 
 set_signature(MixtureSource, [])

@@ -12,6 +12,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from refusals import refused
 
 from datarax_tfds import (
+    BucketedSource,
+    MixtureSource,
+    PackedSource,
     Pipeline,
     TFDSEagerConfig,
     TFDSEagerSource,
@@ -245,6 +248,23 @@ def test_a_sharding_that_batches_cannot_have_is_refused(data_dir, sharding, kind
 def test_a_batch_size_that_does_not_divide_is_refused_with_the_nearest_that_do(shards, size):
     with refused(ValueError, f"^batch_size: .*row_shards: +{shards}.*fix: +use [0-9]+"):
         global_batch(lambda rows: np.zeros(rows.stop - rows.start), size, devices(shards))
+
+
+def test_every_source_refuses_a_name_that_is_no_text(source, data_dir):
+    text = from_tfds("text", "train", eager=False, data_dir=data_dir)
+    for named in (
+        lambda name: type(source)(source.config, name=name),
+        lambda name: source.copy(name=name),
+        lambda name: MixtureSource({"one": source}, {"one": 1}, name=name),
+        lambda name: MixtureSource({"one": source}, {"one": 1}).copy(name=name),
+        lambda name: PackedSource(
+            text, encode=lambda text: list(text.encode()), length=8, name=name
+        ),
+        lambda name: BucketedSource(text, {"tokens": (2, 4)}, name=name),
+    ):
+        for name in (5, b"train", ""):
+            with refused(TypeError, "name must be a string that is not empty.*fix: +use name="):
+                named(name)
 
 
 @pytest.mark.parametrize("size", [size for shards, size in BATCH_SIZES if shards in (1, 8)])

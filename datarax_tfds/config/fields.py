@@ -200,6 +200,11 @@ def integer(least: int) -> Callable[[Field], int]:
     return check
 
 
+def source_name(name: Any, default: str) -> str:
+    """The name of a source, as messages show it: `default` if none is given."""
+    return default if name is None else _text(Field(default, "name", name, error=TypeError))
+
+
 def _choice(field: Field) -> str:
     choices, value = get_args(field.kind), field.value
     if isinstance(value, str) and value in choices:
@@ -266,6 +271,7 @@ def _sizes(field: Field) -> dict[str, int | tuple[int | None, ...]]:
 
 
 _function = instance(Callable, "a function", fix="pass the function itself, as {}=function")
+_text = instance(str, "a string that is not empty", fix="use {}='...', or leave it out")
 _dict = instance(Mapping, "a dict", fix="pass a value for each feature, as {}={'image': ...}")
 _BY_NAME: dict[str, Callable[[Field], Any]] = {
     "name": _dataset_name,
@@ -285,7 +291,7 @@ _BY_TYPE: dict[Any, Callable[[Field], Any]] = {
     int | None: integer(1),
     Literal: _choice,
     Set[str] | None: _names,
-    str | None: instance(str, "a string that is not empty", fix="use {}='...', or leave it out"),
+    str | None: _text,
     Callable[..., Any] | None: _function,
     Callable[..., Any] | nnx.Module | None: _function,
     dict[str, Any] | None: _dict,

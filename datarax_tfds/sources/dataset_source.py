@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from datarax_tfds.config.config import AnyConfig
+from datarax_tfds.config.fields import source_name
 from datarax_tfds.decoding.reader import RecordReader
 from datarax_tfds.files.split import open_split
 from datarax_tfds.order.sampler import Sampler, key_word
@@ -44,7 +45,7 @@ class DatasetSource(SplitSource[Opened], Generic[Config, Opened]):
         _reader: RecordReader | None = None,
     ):
         require_config(config, self._config_type, type(self).__name__)
-        name = name or self._named(config)
+        name = source_name(name, self._named(config))
         refuse_in_forked_child(name)
         refuse_while_traced(name, config.name)
         self.sharding = nnx.static(resolved_sharding(sharding, name))
@@ -160,7 +161,7 @@ class DatasetSource(SplitSource[Opened], Generic[Config, Opened]):
             name = self.name
         if wanted.reading == self.config.reading:
             other = self.clone()
-            other._configure(wanted, streams, name or self._named(wanted))
+            other._configure(wanted, streams, source_name(name, self._named(wanted)))
             if reordered:
                 other.sampler = other._configured_sampler()
         else:

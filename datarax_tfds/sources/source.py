@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from datarax_tfds.config.fields import source_name
 from datarax_tfds.order.cursor import Cursor, Schedule, warn_of_repeats
 from datarax_tfds.order.growing import AnySchedule
 from datarax_tfds.order.order import check_seed
@@ -390,6 +391,12 @@ class Source(nnx.Module, Generic[Opened]):
         if self.supports_indexed_access() and not _traced():
             changing = (self.index, self.epoch, self._counts)
             nnx.update(changing, on_mesh(nnx.state(changing), self.sharding))
+
+    def copy(self, *, name: str | None = None) -> Self:
+        """Returns a source with the same records, order and position; `name` replaces the name."""
+        other = self.clone()
+        other.name = source_name(name, self.name)
+        return other
 
     def reset(self, seed: int | None = None) -> None:
         """Goes back to the first record of epoch 0. A seed also changes the order."""
