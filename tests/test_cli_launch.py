@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 
 import pytest
 from checkout import GUARD_S
@@ -24,6 +25,50 @@ def launched(count, code, tmp_path, *options):
         text=True,
         timeout=GUARD_S,
     )
+
+
+STOPS = """
+import pathlib, signal
+here = pathlib.Path(sys.argv[1])
+def note(name):
+    (here / f"{name}-{number}.new").write_text(str(os.getpid()))
+    (here / f"{name}-{number}.new").rename(here / f"{name}-{number}")
+def stop(*_):
+    note("told")
+    if sys.argv[2] == "stops":
+        sys.exit(os.EX_TEMPFAIL)
+signal.signal(signal.SIGTERM, stop)
+note("ready")
+while True:
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize(("how", "status"), [("stops", os.EX_TEMPFAIL), ("ignores it", 143)])
+def test_a_notice_of_preemption_reaches_all_and_a_second_one_ends_them(tmp_path, how, status):
+    worker = tmp_path / "worker.py"
+    worker.write_text("import os, sys\nnumber = int(os.environ['JAX_PROCESS_ID'])\n" + STOPS)
+    command = [*LAUNCH, "2", "--logs", str(tmp_path / "logs"), "--"]
+    launcher = subprocess.Popen([*command, sys.executable, str(worker), str(tmp_path), how])
+    try:
+        wait_for(tmp_path, "ready", launcher)
+        launcher.terminate()
+        wait_for(tmp_path, "told", launcher)
+        if how != "stops":
+            launcher.terminate()
+        assert launcher.wait(GUARD_S) == status
+        pids = [int((tmp_path / f"ready-{number}").read_text()) for number in range(2)]
+        assert not any(map(running, pids))
+    finally:
+        launcher.kill()
+        launcher.wait()
+
+
+def wait_for(folder, name, launcher):
+    """Waits until both processes have noted it; the launcher may have ended then."""
+    while len(list(folder.glob(f"{name}-?"))) < 2:
+        assert launcher.poll() is None or name == "told"
+        time.sleep(0.01)
 
 
 def running(pid: int) -> bool:

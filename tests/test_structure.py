@@ -152,6 +152,7 @@ def test_every_message_is_a_sentence_with_the_values_that_show_it(path):
 # Python may run these inside any call, also of code that holds a lock. Each with the reason why it
 # never waits for one.
 HOOKS = {
+    "datarax_tfds/cli/launch.py": {"signal.signal": "appends a number to a list"},
     "datarax_tfds/files/stored_file.py": {"__del__": "swaps a number and closes it"},
     "datarax_tfds/stores/metadata_copy.py": {"finalize": "removes a few small files"},
     "datarax_tfds/runtime/forks.py": {"register_at_fork": "reads attributes of modules"},

@@ -1,6 +1,9 @@
 """`datarax-tfds launch`: runs a command as several JAX processes on this machine."""
 
+import signal
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +21,8 @@ class Command:
     The command has to call datarax_tfds.initialize(). The processes connect over 127.0.0.1. Each
     writes a log, and the output of process 0 is shown as well. If a process fails, all of them are
     ended; which one failed is printed, with the end of its log, and its exit status is that of this
-    command. After the time limit, that is 124.
+    command. After the time limit, that is 124. A SIGTERM or SIGUSR1 is passed on to all of them, so
+    that they can save and stop; a second one ends them.
 
     Args:
         processes: The number of processes.
@@ -37,4 +41,20 @@ class Command:
             return wrong_usage("launch", "give a number of processes, then -- and a command")
         logs = self.logs or Path(tempfile.mkdtemp(prefix="datarax-tfds-launch-"))
         logs.mkdir(parents=True, exist_ok=True)
-        return launch(self.processes, list(self.command), logs, self.timeout_s)
+        with _notices() as notices:
+            return launch(self.processes, list(self.command), logs, self.timeout_s, notices=notices)
+
+
+@contextmanager
+def _notices() -> Iterator[list[int]]:
+    """Collects the signals that announce a preemption, instead of ending by them."""
+    got: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: got.append(number))
+        for number in (signal.SIGTERM, signal.SIGUSR1)
+    }
+    try:
+        yield got
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

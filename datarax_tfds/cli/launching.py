@@ -5,18 +5,23 @@ be ended together with all that it starts.
 """
 
 import os
+import re
 import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 _NAME = "datarax-tfds launch"
 _TAIL_LINES = 25
 _POLL_S = 0.05
+_NO_FAILURE = (None, 0, os.EX_TEMPFAIL)
+# What JAX's CPU backend prints of itself. It stays in the logs.
+_NOISE = re.compile(rb"^\[Gloo\] Rank \d+ is connected to .*\n", re.MULTILINE)
 
 
 def start(
@@ -63,22 +68,43 @@ def launch(
     logs: Path,
     timeout_s: float | None,
     popen: Any = subprocess.Popen,
+    notices: Sequence[int] = (),
 ) -> int:
-    """Runs the command `count` times. Returns 0 if all processes succeed."""
+    """Runs the command `count` times.
+
+    Args:
+        count: The number of processes.
+        command: The command.
+        logs: The directory of the logs.
+        timeout_s: End all processes after this many seconds; None for no limit.
+        popen: Starts a process.
+        notices: The signals that this process was sent; its handler adds to them. The first goes to
+            all processes. The second ends them.
+
+    Returns:
+        0 if all processes succeed; 75 (`os.EX_TEMPFAIL`) if they end so, after a notice of
+        preemption; otherwise what says how one of them failed.
+    """
     deadline = time.monotonic() + (float("inf") if timeout_s is None else timeout_s)
     processes = start(count, command, logs, popen)
     sys.stderr.write(f"{_NAME}: {count} processes; their logs are in {logs}\n")
     sys.stderr.flush()
-    shown = 0
+    shown = passed_on = 0
     try:
         while True:
             states = [process.poll() for process in processes]
             shown = _show(_log(logs, 0), shown)
-            failed = [number for number, state in enumerate(states) if state]
+            failed = [number for number, state in enumerate(states) if state not in _NO_FAILURE]
             if failed:
                 return _report(failed[0], states, command, _log(logs, failed[0]))
-            if all(state == 0 for state in states):
-                return 0
+            if None not in states:
+                return max(state or 0 for state in states)
+            if len(notices) > 1:
+                return 128 + notices[-1]
+            if len(notices) > passed_on:
+                passed_on += 1
+                for process in processes:
+                    process.send_signal(notices[0])
             if time.monotonic() > deadline:
                 late = [str(number) for number, state in enumerate(states) if state is None]
                 sys.stderr.write(
@@ -123,7 +149,7 @@ def _show(log: Path, start: int) -> int:
     with log.open("rb") as file:
         file.seek(start)
         news = file.read()
-    sys.stdout.buffer.write(news)
+    sys.stdout.buffer.write(_NOISE.sub(b"", news))
     sys.stdout.buffer.flush()
     return start + len(news)
 
