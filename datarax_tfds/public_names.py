@@ -24,6 +24,7 @@ from datarax_tfds.pictures.contact_sheet import show
 from datarax_tfds.pictures.picture import Picture
 from datarax_tfds.pictures.placement import draw_placement
 from datarax_tfds.pipeline import Pipeline
+from datarax_tfds.report.report import HostReport, Report
 from datarax_tfds.sources.prefetch import prefetch_to_device
 from datarax_tfds.tfds_source import TFDSEagerSource, TFDSStreamingSource, from_tfds
 from sharding import (
@@ -47,12 +48,14 @@ __all__ = [
     "DatasetNotFoundError",
     "DisagreementError",
     "Evaluation",
+    "HostReport",
     "MixtureSource",
     "PackedSource",
     "PeerFailedError",
     "Picture",
     "Pipeline",
     "Preemption",
+    "Report",
     "StateMismatchError",
     "TFDSEagerConfig",
     "TFDSEagerSource",

@@ -48,8 +48,9 @@ def test_processes_that_differ_refuse_before_anything_is_read_or_moved(data_dir,
     info = next((elsewhere / "tiny").rglob("dataset_info.json"))
     info.write_text(info.read_text().replace('"numBytes": "', '"numBytes": "1'))  # other records
     run(2, "agree.py", data_dir, elsewhere, tmp_path, logs=tmp_path)
-    one, other = (json.loads((tmp_path / f"{process}.json").read_text()) for process in (0, 1))
-    assert one == other  # the same words, wherever one looks
+    texts = {(tmp_path / f"{process}.json").read_text() for process in (0, 1)}
+    assert len(texts) == 1  # the same words, wherever one looks
+    one, verdict = json.loads(texts.pop())
     assert set(one) == {*DIFFERS, *LATE, "late but busy"}
     for case, field in DIFFERS.items():
         kind, message = one[case]
@@ -63,6 +64,8 @@ def test_processes_that_differ_refuse_before_anything_is_read_or_moved(data_dir,
     assert one["late but busy"] == ["WaitTimeoutError", "none"]
     log = (tmp_path / "process-0.log").read_text()
     assert re.search(r"waiting for \d+ s for process 1 .*, which is preparing a dataset", log)
+    assert re.fullmatch(r"process 1 on .+ is slow: input-bound: .+", verdict)
+    assert f"all of them: {verdict}\n" in log
 
 
 def test_alone_there_is_nobody_to_agree_with():

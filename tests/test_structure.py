@@ -23,7 +23,7 @@ ROOMS = [
     "datarax_tfds.counts",
     "datarax_tfds.tokens datarax_tfds.lengths",
     "datarax_tfds.records",
-    "datarax_tfds.sources datarax_tfds.stages",
+    "datarax_tfds.sources datarax_tfds.stages datarax_tfds.report",
     "datarax_tfds.tfds_source",
     "datarax_tfds.derived_source",
     "datarax_tfds.packed_source datarax_tfds.bucketed_source",

@@ -3,7 +3,9 @@
 import functools
 import itertools
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -25,6 +27,8 @@ _log = logging.getLogger(__name__)
 # least 16 small records; it takes fewer large ones, so that one batch keeps many cores busy.
 _MIN_CHUNK, MAX_CHUNK = 16, 512
 _MIN_CHUNK_BYTES = 1 << 19
+
+_SHARE_ROUNDS = 3  # of timing `map_fn`
 
 
 def decode_chunk_size(records: int, record_bytes: int) -> int:
@@ -109,6 +113,7 @@ class Decoder:
         of_many = _of_many(tf, decode, mapped.seed_spec, each_alone=not self.takes_many)
         self._trace = of_many.get_concrete_function
         self._traced: Callable[..., Any] | None = None
+        self._plain: Callable[..., Any] | None = None
         self.user_code = "+".join(filter(None, [columns.fingerprint, mapped.fingerprint])) or None
         # TensorFlow quotes a record in its error, which Python cannot decode if it is not text.
         self.errors: tuple[type[Exception], ...] = (tf.errors.OpError, UnicodeDecodeError)
@@ -142,12 +147,44 @@ class Decoder:
             are views of TensorFlow's memory, which nothing else uses. Arrays whose shapes vary are
             the elements of an object array `[len(records)]`, unless there is only one record.
         """
+        decode, inputs = self._call(records, keys)
+        return _on_host(self._tf, decode(*inputs))
+
+    def _call(
+        self, records: Sequence[bytes], keys: np.ndarray | None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """The compiled function, and its inputs."""
         inputs = [self._tf.constant(records, self._tf.string)]
         if self.stochastic:
             inputs.append(self._tf.constant(keys))
         with self._lock:  # compiled by the first thread that needs it, while the others wait
             decode = self._traced = self._traced or self._trace()
-        return _on_host(self._tf, decode(*inputs))
+        return decode, inputs
+
+    def map_fn_share(self, records: Sequence[bytes]) -> float:
+        """The share of `map_fn` in the time of decoding these records, in `[0, 1]`.
+
+        Both run in one compiled function, so they are decoded a few times now, with and without it.
+        """
+        tf, columns = self._tf, self._columns
+        keys = np.zeros((len(records), 2), np.int32)
+        mapped, inputs = self._call(records, keys)
+        plain = self._plain
+        if plain is None:
+            outputs = columns.nest(columns.plain_spec | columns.record_spec)
+            each_alone = not (self.takes_many and _are_tensors(tf, outputs))
+            decode = _without_map_fn(tf, columns)
+            plain = _of_many(tf, decode, [], each_alone=each_alone).get_concrete_function()
+            self._plain = plain
+        plain_s = mapped_s = math.inf
+        for _ in range(_SHARE_ROUNDS):
+            begun = time.perf_counter()
+            mapped(*inputs)
+            between = time.perf_counter()
+            plain(inputs[0])
+            mapped_s = min(mapped_s, between - begun)
+            plain_s = min(plain_s, time.perf_counter() - between)
+        return max(0.0, 1 - plain_s / mapped_s)
 
     def require_as_tfds(self, record: bytes) -> None:
         """Compares a decoded record with that of TFDS, once for all sources that share the decoder.

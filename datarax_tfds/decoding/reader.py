@@ -31,11 +31,13 @@ from datarax_tfds.files.record_files import RecordFiles
 from datarax_tfds.files.split import Split
 from datarax_tfds.runtime.copying import not_copied
 from datarax_tfds.runtime.threads import bounded, native_call
+from datarax_tfds.runtime.timings import DECODING, READING, TRANSFORM, Timings
 from sharding.checks import refused
 from sharding.hosts.agreement import extend_deadlines
 
 _EPISODES_COUNTED = 32
 _SAMPLE_BYTES = 64 << 20
+_MAX_TIMED = 32  # records of a call, which stay in memory to time `map_fn`
 
 
 @not_copied
@@ -67,6 +69,7 @@ class RecordReader:
         user_code: Identifies what users' code computes, with the versions that it depends on. None
             without such code, or if it may give other results in another run.
         versions: The versions of the libraries that decode records.
+        timings: Counts how long reading, decoding and functions of the user take.
 
     Raises:
         ValueError: The dataset lacks a feature of the config, `map_fn` cannot be used, or a feature
@@ -80,6 +83,7 @@ class RecordReader:
         self.subject = subject
         self.files = split.files
         self.split = split
+        self.timings = Timings(reads=str(split.files.paths[0].parent))
         self._bytes: RecordFiles | KeptFiles | PrefetchedFiles | BlockFiles = split.files
         if split.in_store:
             self._bytes = PrefetchedFiles(split.files.read, split.record_bytes)
@@ -102,6 +106,9 @@ class RecordReader:
         if self._transform is not None and self._transform.stochastic:
             self.random_by = "transform"
         self.stochastic = self.random_by is not None
+        self._timed_records: list[bytes] = []
+        if config.map_fn is not None:
+            self.timings.map_fn_share = self._map_fn_share
         self._stack: Stack | None = None
         self._pads_in_graph = False
         outputs, versions = self._decoder.outputs, f"tensorflow {tensorflow().__version__}"
@@ -164,7 +171,7 @@ class RecordReader:
         """The type specs of the first record that a transform returns, and a digest of its code."""
 
         def first(numbers: np.ndarray) -> tuple[int, dict[str, Any]]:
-            columns = self._decode(numbers, self._bytes.read(numbers), np.zeros((1, 2), np.int32))
+            columns = self._decode(numbers, self._stored(numbers), np.zeros((1, 2), np.int32))
             return int(numbers[0]), columns
 
         read = partial(self.corrupt.read, np.zeros(1, np.int64), first)
@@ -283,7 +290,7 @@ class RecordReader:
         Returns:
             NumPy arrays `[n, ...]`, nested as a record is. Do not write to them.
         """
-        return self._decode(numbers, self._bytes.read(numbers), None)
+        return self._decode(numbers, self._stored(numbers), None)
 
     def lengths(self, numbers: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """Reads how long features are before `pad_to` pads or cuts them.
@@ -303,7 +310,7 @@ class RecordReader:
         def where(row: int) -> str:
             return self._where(int(numbers[row]))
 
-        serialized = self._bytes.read(numbers)
+        serialized = self._stored(numbers)
         if self._pads_in_graph:
             padded = self._decode(numbers, serialized, None)
             arrays = [of_leaf.tolist() for of_leaf in padded["shapes"]]
@@ -329,7 +336,7 @@ class RecordReader:
 
     def _columns(self, numbers: np.ndarray, keys: np.ndarray | None) -> dict[str, Any]:
         """Reads, decodes, transforms and pads records, in the dtypes that this gives."""
-        serialized = self._bytes.read(numbers)
+        serialized = self._stored(numbers)
         if self._stack is None:
             return self._decode(numbers, serialized, keys)
 
@@ -341,6 +348,20 @@ class RecordReader:
             return self._stack.checked(padded, len(numbers), where)
         return self._stack(self._records(numbers, serialized, keys), len(numbers), where)
 
+    def _stored(self, numbers: np.ndarray) -> list[bytes]:
+        """The serialized records of these numbers."""
+        with self.timings.timed(READING):
+            records = self._bytes.read(numbers)
+        self.timings.count_read(records)
+        return records
+
+    def _map_fn_share(self) -> float:
+        records = self._timed_records
+        if not records:
+            return 0.0
+        with native_call():
+            return self._decoder.map_fn_share(records)
+
     def _where(self, number: int) -> str:
         return f"{self.subject}: {self.files.where(number)}"
 
@@ -348,6 +369,7 @@ class RecordReader:
         self, numbers: np.ndarray, serialized: list[bytes], keys: np.ndarray | None
     ) -> Iterator[dict[str, Any]]:
         """Decodes records, in as few calls as possible, and transforms each of them."""
+        transform_s = 0.0
         size = len(numbers) if self.takes_many else 1
         for start in range(0, len(numbers), size or 1):
             part = slice(start, start + size)
@@ -356,10 +378,15 @@ class RecordReader:
             for row, number in enumerate(numbers[part]):
                 if self._transform is None:
                     yield jax.tree.map(lambda column, row=row: _element(column, row), columns)
-                else:
-                    where = partial(self._where, number)
-                    own = None if key is None else key[row]
-                    yield self._transform(_values(columns, row), own, where)
+                    continue
+                where = partial(self._where, number)
+                own = None if key is None else key[row]
+                begun = self.timings.clock()
+                record = self._transform(_values(columns, row), own, where)
+                transform_s += self.timings.clock() - begun
+                yield record
+        if transform_s:
+            self.timings.add(TRANSFORM, transform_s)
 
     def _decode(
         self,
@@ -369,8 +396,11 @@ class RecordReader:
         first_row: int = 0,
     ) -> dict[str, Any]:
         try:
-            with native_call():
-                return self._decoder(serialized, keys)
+            with self.timings.timed(DECODING), native_call():
+                columns = self._decoder(serialized, keys)
+            if self.timings.map_fn_share is not None:
+                self._timed_records = serialized[:_MAX_TIMED] if self.takes_many else serialized
+            return columns
         except self._decoder.errors as error:
             if len(numbers) > 1:
                 # Decodes the records one by one, so that the error names the one that fails.

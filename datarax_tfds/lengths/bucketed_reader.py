@@ -33,6 +33,7 @@ class BucketedReader:
         self._kept_in = kept_in
         self.length, self.reach, self.subject = reader.length, reader.reach, reader.subject
         self.spec, self.host_spec = reader.spec, reader.host_spec
+        self.timings = reader.timings
         self.record_bytes, self.holds_arrays = reader.record_bytes, reader.holds_arrays
         self.fan_out, self.mapped_by = reader.fan_out, reader.mapped_by
         self.random_by, self.stochastic = reader.random_by, reader.stochastic

@@ -71,6 +71,7 @@ class EagerRecords:
                 fix="use a TFDSStreamingSource, or a random stage of the Pipeline",
             )
         self.length = reader.length
+        self.timings = reader.timings
         self.spec, self.host_spec = reader.spec, reader.host_spec
         self._batch = batch
         self._packing = Packing(reader.spec)

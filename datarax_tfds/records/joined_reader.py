@@ -10,6 +10,7 @@ from datarax_tfds.order.mixture import located
 from datarax_tfds.records.host_rows import fill_rows
 from datarax_tfds.records.readers import DecodedRecords, Reader
 from datarax_tfds.runtime.copying import not_copied
+from datarax_tfds.runtime.timings import Timings
 
 
 @not_copied
@@ -32,6 +33,7 @@ class JoinedReader:
         self._decoded = [None if part is None else part[1] for part in parts]
         self._stochastic = [part is not None and part[0].stochastic for part in parts]
         self._readers = readers
+        self.timings = Timings([reader.timings for reader in readers])
         self.fan_out = len(readers)
         self._starts = starts
         self._is_read = np.array([part is not None for part in parts])

@@ -19,6 +19,7 @@ from datarax_tfds.records.packing import Packed
 from datarax_tfds.records.records import BatchInputs
 from datarax_tfds.records.streaming import StreamingRecords, refuse_compiled
 from datarax_tfds.runtime.copying import not_copied
+from datarax_tfds.runtime.timings import Timings
 from sharding import row_axes, row_shards, take_rows
 from sharding.gathers import on_each_device
 from sharding.jax_context import OwnContext
@@ -72,6 +73,7 @@ class MixtureRecords:
                 prefetch_buffer=max(part.prefetch_buffer for part in streams.values()),
                 cacheable=False,  # the parts keep theirs
             )
+        self.timings = Timings() if self._streams is None else self._streams.timings
         first = next(part for part in parts if part is not None)
         column = {} if part_column is None else {part_column: jax.ShapeDtypeStruct((), np.int32)}
         self.spec, self.host_spec = first.spec | column, first.host_spec

@@ -4,6 +4,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from datarax_tfds.runtime.timings import Timings
+
 
 class DecodedRecords(Protocol):
     """Reads and decodes records by number: a `RecordReader`, or its `RecordCache`."""
@@ -31,6 +33,7 @@ class Reader(Protocol):
     mapped_by: str | None
     random_by: str | None
     stochastic: bool
+    timings: Timings
 
     def holds(self, numbers: np.ndarray) -> np.ndarray: ...
 

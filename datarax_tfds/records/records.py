@@ -7,6 +7,7 @@ import numpy as np
 
 from datarax_tfds.order.sampler import Selection
 from datarax_tfds.records.host_rows import HostRows
+from datarax_tfds.runtime.timings import Timings
 
 
 class BatchInputs(NamedTuple):
@@ -21,6 +22,7 @@ class Records(Protocol):
 
     spec: dict[str, Any]
     host_spec: dict[str, Any]
+    timings: Timings
 
     def inputs(self, selection: Selection) -> BatchInputs:
         """Returns the inputs of `assemble` for a selection, without compiling anything."""

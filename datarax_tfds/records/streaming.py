@@ -20,6 +20,7 @@ from datarax_tfds.records.readers import DecodedRecords, Reader
 from datarax_tfds.records.records import BatchInputs
 from datarax_tfds.runtime.copying import not_copied
 from datarax_tfds.runtime.threads import ThreadPool, decoding_threads
+from datarax_tfds.runtime.timings import PLACING
 from sharding import global_batch, local_rows
 from sharding.checks import refused
 from sharding.placement import Placement, on_mesh
@@ -58,6 +59,7 @@ class StreamingRecords:
         self.length = reader.length
         self.spec, self.host_spec = reader.spec, reader.host_spec
         self.reader = reader
+        self.timings = reader.timings
         self.prefetch_buffer = prefetch_buffer
         self._batch = batch
         self._shapes = shapes
@@ -84,13 +86,19 @@ class StreamingRecords:
 
         def placed(rows: PendingRows) -> BatchInputs:
             on_host: dict[int, HostRows] = {}
+            clock, stacked_s = self.timings.clock, 0.0
+            begun = clock()
 
             def on_devices(part: slice) -> dict[str, Any]:
+                nonlocal stacked_s
+                asked = clock()
                 columns = rows.stacked(part, cut)
+                stacked_s += clock() - asked
                 on_host[part.start] = {name: columns.pop(name) for name in self.reader.host_spec}
                 return columns
 
             batch = global_batch(on_devices, selection.batch_size, self._batch)
+            self.timings.add(PLACING, clock() - begun - stacked_s)
             return BatchInputs(batch, joined(on_host[start] for start in sorted(on_host)))
 
         return self._batches.read(selection, placed)

@@ -113,6 +113,7 @@ class Source(nnx.Module, Generic[Opened]):
         self.turn = nnx.static(threading.RLock())
         self._counts = OperationCounts(self.length)
         self._settle()
+        records.timings.reset()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("epoch", "index"):
@@ -317,6 +318,7 @@ class Source(nnx.Module, Generic[Opened]):
         place = joined(self.epoch, self.index)
         before, mark = place.pair, self._counts.mark
         taken = moved = None
+        asked_at = self._records.timings.clock()
         try:
             with self.turn:
                 cursor = self.cursor
@@ -332,6 +334,8 @@ class Source(nnx.Module, Generic[Opened]):
                 moved = self._pair(taken.after)
                 place.pair = moved
                 job.progress.steps += 1
+            if not traced and taken.result is not None:
+                self._records.timings.count_step(asked_at)
             return taken.result
         except BaseException:
             # An interrupt may come after the move. Then the caller gets no batch: undo the move.

@@ -11,6 +11,7 @@ from datarax_tfds.decoding.device_dtypes import path_name
 from datarax_tfds.decoding.reader import RecordReader
 from datarax_tfds.decoding.record_spec import Unbatched
 from datarax_tfds.runtime.copying import not_copied
+from datarax_tfds.runtime.timings import ENCODING
 from datarax_tfds.tokens.encoder import Encoder
 from sharding.checks import nearest, refused
 
@@ -71,7 +72,8 @@ class Documents:
             self._decoded(number, content)
             for number, content in zip(numbers.tolist(), self._contents(numbers), strict=True)
         ]
-        return self._encoder(texts, lambda row: self.where(int(numbers[row])))
+        with self.reader.timings.timed(ENCODING):
+            return self._encoder(texts, lambda row: self.where(int(numbers[row])))
 
     def tokens(self, numbers: np.ndarray) -> list[np.ndarray]:
         """The same as `encoded`. Documents whose tokens are cached are not read again."""

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from datarax_tfds.runtime.copying import not_copied
+from datarax_tfds.runtime.timings import READING
 from datarax_tfds.tokens.documents import Documents
 from datarax_tfds.tokens.kept_tokens import KeptTokens
 from datarax_tfds.tokens.rows import Pieces, Rows, counted, starts_of
@@ -56,6 +57,7 @@ class PackedReader:
         self._pad_id = pad_id
         self._kept_in = kept_in
         self.subject = subject
+        self.timings = documents.reader.timings
         self.length = rows.count
         self.reach = max(1, documents.reader.reach * rows.count // len(documents))
         row = jax.ShapeDtypeStruct((length,), np.int32)
@@ -125,7 +127,8 @@ class PackedReader:
         tokens = np.empty(int(pieces.count.sum()), np.int32)
         found = np.zeros(len(pieces.count), bool)
         if self._kept is not None:
-            found = self._kept.read(pieces, tokens)
+            with self.timings.timed(READING):
+                found = self._kept.read(pieces, tokens)
         if not found.all():
             tokens[np.repeat(~found, pieces.count)] = self._encoded(pieces.where(~found))
         return tokens

@@ -1,7 +1,9 @@
 """One of two processes that differ in one thing at a time: both refuse, in the same words."""
 
 import _thread
+import itertools
 import json
+import logging
 import os
 import sys
 import threading
@@ -28,6 +30,7 @@ from datarax_tfds import (
     make_mesh,
 )
 from datarax_tfds.checkpoint import DataSave, latest_valid_step
+from datarax_tfds.report.reporting import LoggedReports
 from sharding.hosts.agreement import agree, extend_deadlines
 from sharding.hosts.coordination import Coordinator
 from sharding.hosts.job import job
@@ -269,4 +272,21 @@ for thread in threads:
 for thread in threads:
     thread.join()
 assert len(met) == len(threads)
-Path(OUT, f"{jax.process_index()}.json").write_text(json.dumps(refused))
+
+reported = Pipeline(source=stream(), batch_size=8)
+timings = reported.source.records.timings
+# A second for each look at the clock of process 1, and none for the other.
+timings.clock = itertools.count().__next__ if odd else lambda: 0.0
+logged = LoggedReports(timings, "all of them", [0, 1])
+for _ in reported.steps(3):
+    pass
+report = reported.report()
+assert [host.process for host in report.hosts] == [0, 1]
+assert [host.steps for host in report.hosts] == [3, 3]
+logging.getLogger("datarax_tfds").setLevel(logging.INFO)
+if odd:
+    logged()
+agree("logged", {}, [0, 1])
+if not odd:
+    logged()
+Path(OUT, f"{jax.process_index()}.json").write_text(json.dumps([refused, report.verdict]))

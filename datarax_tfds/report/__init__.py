@@ -1,0 +1,1 @@
+"""Says where the time of a run goes, and what would make it shorter."""

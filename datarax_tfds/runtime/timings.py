@@ -1,0 +1,147 @@
+"""Counts where the time of a run goes: in the threads that read, and in the loop that trains."""
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+
+from datarax_tfds.runtime.copying import not_copied
+
+READING, DECODING, MAP_FN = "reading", "decoding", "map_fn"
+TRANSFORM, ENCODING = "transform", "encoding"  # Python functions of the user
+PLACING = "placing"  # on the devices, in the thread of the training loop
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What was counted so far.
+
+    Args:
+        steps: The batches that were handed out.
+        elapsed_s: From the first request for a batch to the end of the last one.
+        waiting_s: Of these seconds, those in which the loop waited for a batch.
+        stages: The seconds that each stage took, summed over the threads.
+        read_bytes: Of stored records.
+        read_records: How many records were read.
+    """
+
+    steps: int = 0
+    elapsed_s: float = 0.0
+    waiting_s: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)
+    read_bytes: int = 0
+    read_records: int = 0
+
+
+@not_copied
+class Timings:
+    """The counters of one source. Several threads may count at once.
+
+    Args:
+        parts: Those of sources that this one is made of.
+        reads: Where records are read from, for reports.
+        clock: Returns seconds.
+
+    Attributes:
+        map_fn_share: Measures which share of `decoding` is `map_fn`, which runs in the same
+            compiled function; None without it.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence["Timings"] = (),
+        reads: str = "",
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self.clock = clock
+        self.map_fn_share: Callable[[], float] | None = None
+        self.reads = reads or ", ".join(dict.fromkeys(part.reads for part in parts))
+        self._parts = parts
+        self._lock = threading.Lock()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._bytes = self._records = self._steps = 0
+        self._waiting_s = self._stepping_s = 0.0
+        self._handed_out_at: float | None = None
+        self._due: tuple[float, float, Callable[[], None]] | None = None
+
+    def timed(self, stage: str) -> "_Timed":
+        """A context whose time belongs to a stage. JAX's profiler shows it, too."""
+        return _Timed(self, stage)
+
+    def add(self, stage: str, seconds: float) -> None:
+        with self._lock:
+            self._seconds[stage] += seconds
+
+    def count_read(self, records: Sequence[bytes]) -> None:
+        """Counts records that were read from the files."""
+        size = sum(map(len, records))
+        with self._lock:
+            self._bytes += size
+            self._records += len(records)
+
+    def count_step(self, asked_at: float) -> None:
+        """Counts a batch that was asked for at this time of the clock, and is handed out now."""
+        now = self.clock()
+        with self._lock:
+            self._steps += 1
+            self._waiting_s += now - asked_at
+            if self._handed_out_at is not None:
+                self._stepping_s += max(0.0, asked_at - self._handed_out_at)
+            self._handed_out_at = now
+            due = self._due
+            if due is None or now < due[0]:
+                return
+            _, every_s, call = due
+            self._due = now + every_s, every_s, call
+        call()
+
+    def call_every(self, seconds: float, call: Callable[[], None] | None) -> None:
+        """Calls a function after the first batch that is handed out in every so many seconds."""
+        with self._lock:
+            self._due = None if call is None else (self.clock() + seconds, seconds, call)
+
+    def reset(self) -> None:
+        """Forgets what was counted, as while a source was built."""
+        with self._lock:
+            self._seconds.clear()
+            self._bytes = self._records = self._steps = 0
+            self._waiting_s = self._stepping_s = 0.0
+            self._handed_out_at = None
+
+    def totals(self) -> Totals:
+        """What was counted so far, with what was counted in the parts."""
+        with self._lock:
+            seconds = self._seconds.copy()
+            counts = self._bytes, self._records
+            steps, waiting_s, stepping_s = self._steps, self._waiting_s, self._stepping_s
+        if self.map_fn_share is not None and seconds[DECODING]:
+            mapped = seconds[DECODING] * self.map_fn_share()
+            seconds[DECODING] -= mapped
+            seconds[MAP_FN] += mapped
+        for part in self._parts:
+            of_part = part.totals()
+            for stage, spent in of_part.stages.items():
+                seconds[stage] += spent
+            counts = counts[0] + of_part.read_bytes, counts[1] + of_part.read_records
+        return Totals(steps, waiting_s + stepping_s, waiting_s, dict(seconds), *counts)
+
+
+class _Timed:
+    __slots__ = ("_annotation", "_begun", "_stage", "_timings")
+
+    def __init__(self, timings: Timings, stage: str):
+        self._timings, self._stage = timings, stage
+        self._annotation = jax.profiler.TraceAnnotation(f"datarax_tfds: {stage}")
+        self._begun = 0.0
+
+    def __enter__(self) -> None:
+        self._annotation.__enter__()
+        self._begun = self._timings.clock()
+
+    def __exit__(self, *error: Any) -> None:
+        self._timings.add(self._stage, self._timings.clock() - self._begun)
+        self._annotation.__exit__(*error)
