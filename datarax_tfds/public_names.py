@@ -1,6 +1,7 @@
 """The names that users import from `datarax_tfds`."""
 
 from datarax_tfds.adapters.grain_dataset import grain_dataset
+from datarax_tfds.adapters.prometheus import PipelineCollector
 from datarax_tfds.adapters.random_access import random_access
 from datarax_tfds.bucketed_source import BucketedSource
 from datarax_tfds.config.config import TFDSEagerConfig, TFDSStreamingConfig
@@ -54,6 +55,7 @@ __all__ = [
     "PeerFailedError",
     "Picture",
     "Pipeline",
+    "PipelineCollector",
     "Preemption",
     "Report",
     "StateMismatchError",

@@ -9,7 +9,7 @@ import pytest
 import tfds_datasets
 from advice import Row
 
-from datarax_tfds import TFDSStreamingConfig, grain_dataset, random_access
+from datarax_tfds import PipelineCollector, TFDSStreamingConfig, grain_dataset, random_access
 
 
 def config(u, name="tiny", data_dir=None, **fields):
@@ -35,7 +35,33 @@ def without_grain(u):
         grain_dataset(u.pipeline())
 
 
+def without_prometheus(u):
+    with mock.patch("datarax_tfds.adapters.prometheus.find_spec", return_value=None):
+        PipelineCollector(u.pipeline())
+
+
 ROWS = [
+    Row(
+        "pipeline must be a Pipeline, got TFDSEagerSource.",
+        "pass a pipeline, as Pipeline(source=source, batch_size=128)",
+        lambda u: PipelineCollector(u.loaded),
+        lambda u: list(PipelineCollector(u.pipeline()).collect()),
+    ),
+    Row(
+        "prometheus_client is not installed.",
+        "pip install 'datarax-tfds[prometheus]', or write pipeline.report().scalars() to another"
+        " system",
+        without_prometheus,
+        lambda u: PipelineCollector(u.pipeline()),
+        lambda u: u.pipeline().report().scalars(),
+    ),
+    Row(
+        "since must be an earlier report.",
+        "pass what report() returned before, or leave it out",
+        lambda u: u.pipeline().report(since=3),
+        lambda u: u.pipeline().report(since=u.pipeline().report()),
+        lambda u: u.pipeline().report(),
+    ),
     Row(
         "config must be a TFDSStreamingConfig or a TFDSEagerConfig.",
         "pass a config such as TFDSStreamingConfig(name='mnist', split='train')",

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
+from prometheus_client import CollectorRegistry
 from refusals import refused
 
-from datarax_tfds import HostReport, Pipeline, Report, from_tfds
+from datarax_tfds import HostReport, Pipeline, PipelineCollector, Report, from_tfds
 from datarax_tfds.runtime.timings import DECODING, MAP_FN, PLACING, READING, Timings
 
 
@@ -186,6 +187,24 @@ def test_batches_of_records_on_the_devices_are_counted_too(data_dir):
     assert pipeline.report(since=first).hosts[0].steps == 3
     with refused(TypeError, "^Pipeline.report: since must be an earlier report"):
         pipeline.report(since=3)
+
+
+def test_prometheus_gets_the_counters(data_dir):
+    pipeline = Pipeline(source=streamed(data_dir, include_keys={"id"}), batch_size=8)
+    registry = CollectorRegistry()
+    registry.register(PipelineCollector(pipeline))
+    for _ in pipeline.steps(3):
+        pass
+    (here,) = pipeline.report().hosts
+    named = {"source": pipeline.source.name}
+    sample = lambda name, **labels: registry.get_sample_value(name, named | labels)
+    assert sample("datarax_tfds_steps_total") == 3
+    assert sample("datarax_tfds_waiting_seconds_total") == here.waiting_s
+    assert sample("datarax_tfds_elapsed_seconds_total") == here.elapsed_s
+    assert sample("datarax_tfds_read_bytes_total") > 0
+    assert sample("datarax_tfds_stage_seconds_total", stage="decoding") > 0
+    with refused(TypeError, "^PipelineCollector: pipeline must be a Pipeline, got int"):
+        PipelineCollector(3)
 
 
 def test_reports_are_logged_from_time_to_time(data_dir, caplog):

@@ -1,0 +1,76 @@
+"""Hands the counters of a pipeline to Prometheus."""
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
+
+from datarax_tfds.pipeline import Pipeline
+from datarax_tfds.report.reporting import report_here
+from sharding.checks import refused
+
+
+class PipelineCollector:
+    """A collector of the package `prometheus_client`, for the counters of one process.
+
+        from prometheus_client import REGISTRY, start_http_server
+
+        REGISTRY.register(PipelineCollector(pipeline))
+        start_http_server(9400, addr="127.0.0.1")
+
+    It counts seconds, steps and bytes, as `HostReport` does, since the source was built:
+    `datarax_tfds_steps_total`, `datarax_tfds_elapsed_seconds_total`,
+    `datarax_tfds_waiting_seconds_total`, `datarax_tfds_read_bytes_total` and, with a label `stage`,
+    `datarax_tfds_stage_seconds_total`. All have a label `source`, its name.
+
+    Args:
+        pipeline: The pipeline.
+
+    Raises:
+        TypeError: `pipeline` is not a Pipeline.
+        ModuleNotFoundError: `prometheus_client` is not installed.
+    """
+
+    def __init__(self, pipeline: Pipeline):
+        if not isinstance(pipeline, Pipeline):
+            raise refused(
+                TypeError,
+                "PipelineCollector",
+                f"pipeline must be a Pipeline, got {type(pipeline).__name__}.",
+                pipeline=type(pipeline).__name__,
+                fix="pass a pipeline, as Pipeline(source=source, batch_size=128)",
+            )
+        if find_spec("prometheus_client") is None:
+            raise refused(
+                ModuleNotFoundError,
+                "PipelineCollector",
+                "prometheus_client is not installed.",
+                module="prometheus_client",
+                fix="pip install 'datarax-tfds[prometheus]', or write pipeline.report().scalars()"
+                " to another system",
+            )
+        self._timings = pipeline.source.records.timings
+        self._source = pipeline.source.name
+
+    def collect(self) -> Iterator[Any]:
+        """Yields the metrics; `prometheus_client` calls it."""
+        from prometheus_client.core import CounterMetricFamily  # an extra
+
+        here = report_here(self._timings)
+        counts = {
+            "steps": (here.steps, "Batches that were handed out."),
+            "elapsed_seconds": (here.elapsed_s, "From the first request to the last batch."),
+            "waiting_seconds": (here.waiting_s, "In which the loop waited for batches."),
+            "read_bytes": (here.read_bytes, "Of stored records."),
+        }
+        for name, (value, text) in counts.items():
+            family = CounterMetricFamily(f"datarax_tfds_{name}", text, labels=["source"])
+            family.add_metric([self._source], value)
+            yield family
+        stages = CounterMetricFamily(
+            "datarax_tfds_stage_seconds",
+            "In each stage, summed over threads.",
+            labels=["source", "stage"],
+        )
+        for stage, seconds in here.stages.items():
+            stages.add_metric([self._source, stage], seconds)
+        yield stages
