@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TypeVar
 
+import first_words  # noqa: F401  (here, because training scripts import this before JAX)
 import tyro
 import yaml
 

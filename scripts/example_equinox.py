@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import first_words  # noqa: F401  (says what takes so long)
 import digits  # noqa: F401  (registers the dataset)
 import equinox as eqx
 import jax

@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import first_words  # noqa: F401  (says what takes so long)
+
 os.environ.setdefault("KERAS_BACKEND", "jax")  # before Keras is imported
 
 import digits  # noqa: F401  (registers the dataset)
