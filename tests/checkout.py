@@ -1,5 +1,6 @@
 """Where the code of the checkout is, and how its workers are started as processes of a job."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -13,6 +14,10 @@ MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglo
 WORKERS = ROOT / "tests" / "workers"
 # Against a hang only. With other jobs beside it, an import of TensorFlow alone may take a minute.
 GUARD_S = 900
+# What Orbax, absl, TensorFlow and JAX print of themselves, which helps nobody in a normal run.
+NOISE = re.compile(
+    r"^(WARNING|[IWE]\d{4} |\d{4}-\d\d-\d\d .*: [IWE] |\[Gloo\])|\w+Warning: ", re.MULTILINE
+)
 TRAIN = [sys.executable, str(ROOT / "scripts/train.py"), str(ROOT / "configs/digits.yaml")]
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import warmed
-from checkout import GUARD_S, ROOT
+from checkout import GUARD_S, NOISE, ROOT
 
 from datarax_tfds.cli import launching
 
@@ -23,6 +23,7 @@ def trained(place, name):
     command = [sys.executable, str(ROOT / f"scripts/example_{name}.py")]
     done = warmed.run(command, cwd=place, timeout=GUARD_S)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert not NOISE.search(done.stdout + done.stderr), done.stdout + done.stderr
     return float(ACCURACY.search(done.stdout)[1]), done.stdout
 
 

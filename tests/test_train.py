@@ -9,7 +9,7 @@ import time
 
 import pytest
 import warmed
-from checkout import GUARD_S, TRAIN
+from checkout import GUARD_S, NOISE, TRAIN
 
 from datarax_tfds.cli import launching
 
@@ -31,6 +31,7 @@ def trained(place, *overrides, processes=None):
     assert done.returncode == 0, done.stderr[-3000:]
     found = ACCURACY.search(done.stdout)
     assert found, done.stdout[-3000:]
+    assert not NOISE.search(done.stdout + done.stderr), done.stdout + done.stderr
     return float(found[1]), int(found[3]), int(found[4]), done.stdout + done.stderr
 
 
