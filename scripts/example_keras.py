@@ -68,7 +68,8 @@ def main(data_dir: str = "data", directory: str = "runs/keras", epochs: int = 10
         model.compile("adam", loss, weighted_metrics=["accuracy"])
     batches = ((batch["image"], batch["label"]) for batch in train.local_batches())
     fit = {"steps_per_epoch": steps, "initial_epoch": train.cursor.epoch, "epochs": epochs}
-    model.fit(batches, callbacks=[SaveAll(saved, train, steps)], shuffle=False, verbose=0, **fit)
+    fit |= {"shuffle": False, "verbose": 0 if jax.process_index() else 2}
+    model.fit(batches, callbacks=[SaveAll(saved, train, steps)], **fit)
     # Rows of padding have the weight 0.
     padded = ((batch["image"], batch["label"], batch["mask"]) for batch in test.local_batches(1))
     return model.evaluate(padded, steps=len(test), verbose=0, return_dict=True)["accuracy"]
