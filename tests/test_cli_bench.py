@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 
@@ -15,17 +16,22 @@ def bench(data_dir, *words):
     return main(["bench", "tiny", *map(str, words)])
 
 
-def test_a_stream_is_measured_with_and_without_steps(data_dir, capsys):
+def test_a_stream_is_measured_with_and_without_steps(data_dir, tmp_path, capsys):
     assert bench(data_dir, "--cores", CORES, "--step-ms", 1, "--json") == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert found["cores"] == CORES
     assert found["records_per_s"] > 0
     assert found["first_batch_s"] > 0
     assert 0 <= found["waiting"] < 1  # a step takes a part of the time
-    assert bench(data_dir, "--cores", CORES, "--exclude-keys", "image,id") == 0
+    assert set(found["stages"]) == {"reading", "decoding"}
+    assert re.match("(input|compute)-bound: ", found["verdict"])
+    picture = tmp_path / "bench.png"
+    words = ("--exclude-keys", "image,id", "--picture", picture)
+    assert bench(data_dir, "--cores", CORES, *words) == 0
     columns, row = capsys.readouterr().out.splitlines()[:2]
-    assert columns.split() == ["cores", "records/s", "first", "batch,", "s"]
+    assert columns.split() == ["cores", "records/s", "first", "batch,", "s", "decoding", "reading"]
     assert row.split()[0] == str(CORES)
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.skipif(CORES < 2, reason="needs two cores")

@@ -1,9 +1,11 @@
-"""`datarax-tfds bench`: how many records a second a stream delivers, with nothing else to do."""
+"""`datarax-tfds bench`: how many records a second a stream delivers, and what takes its time."""
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
@@ -12,6 +14,7 @@ from datarax_tfds.cli.dataset import Dataset
 from datarax_tfds.cli.terminal import doing, import_tensorflow, print_json, print_table, wrong_usage
 
 if TYPE_CHECKING:
+    from datarax_tfds import HostReport, Pipeline
     from datarax_tfds.config.config import TFDSStreamingConfig
 
 
@@ -27,6 +30,7 @@ class Command:
         seconds: How long to measure each.
         step_ms: Also measure how long a training step that takes so long waits for its batch.
         exclude_keys: Features to leave out, such as those that cannot be in a batch.
+        picture: Also draw it into this file, as bench.png.
         json: Print JSON.
     """
 
@@ -37,6 +41,7 @@ class Command:
     seconds: float = 5.0
     step_ms: float | None = None
     exclude_keys: Annotated[str | None, arg(metavar="NAME[,NAME]")] = None
+    picture: Annotated[Path | None, arg(metavar="FILE")] = None
     json: bool = False
 
     def run(self) -> int:
@@ -56,6 +61,8 @@ class Command:
         for count in counts:
             doing(f"reading {config.name}:{config.split} on {count} of the cores")
             found.append(_on_cores(count, config, self.batch_size, self.seconds, self.step_ms))
+        if self.picture is not None:
+            _draw(found, self.picture)
         if self.json:
             print_json([asdict(each) for each in found])
         else:
@@ -71,14 +78,18 @@ class Measured:
         cores: On so many cores.
         records_per_s: Records a second, after the first batch.
         first_batch_s: How long the source and its first batch took.
+        stages: The share of each stage in the work of the threads.
         waiting: The share of the time for which steps waited for their batches; None if no steps
             were asked for.
+        verdict: What bounds the steps, in words; None, likewise.
     """
 
     cores: int
     records_per_s: float
     first_batch_s: float
+    stages: dict[str, float]
     waiting: float | None
+    verdict: str | None
 
 
 def measured(
@@ -92,25 +103,28 @@ def measured(
     batches = pipeline.batches()
     next(batches)
     first_batch_s = time.perf_counter() - begun
-    steps, waited_s, elapsed_s = _timed(batches, seconds, 0.0)
-    waiting = None
-    if step_ms is not None:
-        _, waited_s, total_s = _timed(batches, seconds, step_ms / 1e3)
-        waiting = waited_s / total_s
-    return Measured(_cores_here(), steps * batch_size / elapsed_s, first_batch_s, waiting)
+    alone = _reported(pipeline, batches, seconds, 0.0)
+    steps = None if step_ms is None else _reported(pipeline, batches, seconds, step_ms / 1e3)
+    return Measured(
+        alone.cores,
+        alone.steps * batch_size / alone.elapsed_s,
+        first_batch_s,
+        alone.shares,
+        None if steps is None else steps.waiting,
+        None if steps is None else steps.verdict,
+    )
 
 
-def _timed(batches: Iterator[object], seconds: float, step_s: float) -> tuple[int, float, float]:
-    """Takes batches for so long; returns how many, how long `next` took, and the time of all."""
-    begun = now = time.perf_counter()
-    steps, waited_s = 0, 0.0
-    while now - begun < seconds:
+def _reported(
+    pipeline: "Pipeline", batches: Iterator[object], seconds: float, step_s: float
+) -> "HostReport":
+    """Takes batches for so long, and reports on them."""
+    before = pipeline.report()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
         next(batches)
-        waited_s += time.perf_counter() - now
         time.sleep(step_s)
-        now = time.perf_counter()
-        steps += 1
-    return steps, waited_s, now - begun
+    return pipeline.report(since=before).hosts[0]
 
 
 def _on_cores(
@@ -144,18 +158,33 @@ def _cores_here() -> int:
 def _counts(text: str | None) -> list[int]:
     """The numbers of cores to measure; empty if they are wrong. On macOS only all of them."""
     most = _cores_here()
-    if not hasattr(os, "sched_setaffinity"):
-        return [most]
+    fewer = hasattr(os, "sched_setaffinity")
     if text is None:
-        return sorted({most, *(1 << power for power in range(most.bit_length()))})
+        return sorted({most, *(1 << power for power in range(most.bit_length() if fewer else 0))})
     counts = [int(part) if part.isdecimal() else 0 for part in text.split(",")]
+    if not fewer and counts != [most]:
+        return []
     return counts if min(counts) >= 1 and max(counts) <= most else []
 
 
 def _print(found: list[Measured]) -> None:
     columns = ["cores", "records/s", "first batch, s"]
     rows = [[each.cores, round(each.records_per_s), f"{each.first_batch_s:.2f}"] for each in found]
+    stages = sorted({stage for each in found for stage in each.stages})
+    columns += stages
+    for row, each in zip(rows, found, strict=True):
+        row += [f"{each.stages.get(stage, 0):.0%}" for stage in stages]
     if found[0].waiting is not None:
         columns.append("waiting")
         rows = [[*row, f"{each.waiting:.0%}"] for row, each in zip(rows, found, strict=True)]
     print_table(columns, rows)
+    if found[-1].verdict is not None:
+        sys.stdout.write(f"{found[-1].verdict}\n")
+
+
+def _draw(found: list[Measured], path: Path) -> None:
+    from datarax_tfds.pictures.throughput import draw_throughput
+
+    cores, records = [each.cores for each in found], [each.records_per_s for each in found]
+    waiting = [each.waiting for each in found if each.waiting is not None]
+    draw_throughput(cores, records, waiting or None).save(path)

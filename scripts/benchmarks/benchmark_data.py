@@ -15,6 +15,7 @@ import numpy as np
 from datarax_tfds import TFDSStreamingConfig, TFDSStreamingSource
 from datarax_tfds.files.record_index import index_content
 from datarax_tfds.files.stored_file import FileVersion
+from datarax_tfds.runtime.timings import Timings
 
 DOCSTRINGS, TOKEN_LISTS = "bench_docstrings", "bench_token_lists"
 
@@ -35,6 +36,7 @@ class InMemory:
         self.host_spec = {}
         self.length = len(next(iter(columns.values())))
         self.files = self
+        self.timings = Timings()
 
     def slowest(self) -> str:
         """Returns what a wait names in place of a file."""
