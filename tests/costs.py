@@ -32,6 +32,7 @@ OF_PROCESSES = {
     "test_store_processes",
     "test_train",
     "test_train_lm",
+    "test_tutorial",
 }
 
 # Files, classes or tests; with True where the result may depend on the version of Python or of JAX,
@@ -100,6 +101,7 @@ SLOW = {
     "test_traced_uses.py": False,
     "test_trust.py::test_a_config_file_runs_nothing": False,
     "test_trust.py::test_a_run_from_data_to_restore_unpickles_and_starts_nothing": False,
+    "test_tutorial.py": False,
     "test_streaming.py::TestEnd::test_the_interpreter_ends_at_once_and_quietly": True,
     "test_streaming.py::TestEnd::test_what_has_not_begun_is_left_when_it_ends": True,
     "test_streaming.py::test_a_low_limit_of_open_files_is_kept": False,

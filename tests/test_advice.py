@@ -16,6 +16,7 @@ import test_advice_files
 import test_advice_filters
 import test_advice_hosts
 import test_advice_mixtures
+import test_advice_own_data
 import test_advice_packed
 import test_advice_pictures
 import test_advice_records
@@ -33,6 +34,7 @@ TABLES = (
     test_advice_filters,
     test_advice_hosts,
     test_advice_mixtures,
+    test_advice_own_data,
     test_advice_packed,
     test_advice_pictures,
     test_advice_records,

@@ -1,5 +1,6 @@
 """The programs of the guide run, page by page, and the reference names all that is public."""
 
+import ast
 import importlib
 import re
 import signal
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import pytest
 import tensorflow_datasets as tfds
+from advice import sites
 from checkout import MODULES, ROOT
 from tfds_datasets import detection_features, detection_record, store
 
@@ -46,9 +48,10 @@ def test_the_programs_of_a_page_run_one_after_the_other(page, data_dir, tmp_path
     with ocp.CheckpointManager(tmp_path, options=options) as manager:
         names = {"train_step": steps.append, "manager": manager, "model": {"w": jnp.zeros(2)}}
         names["directory"] = tmp_path / "another"
-        for program in programs(page, data_dir, tmp_path / "written"):
+        run = programs(page, data_dir, tmp_path / "written")
+        for program in run:
             exec(program, names)
-    assert bool(steps) is ("train_step" in page.read_text())
+    assert bool(steps) is ("train_step" in "".join(run))
 
 
 TEXTS = [*ROOT.glob("*.md"), *ROOT.glob(".github/**/*.md"), ROOT / "scripts/README.md", *PAGES]
@@ -86,6 +89,40 @@ def test_the_drawing_shows_the_order_that_the_library_computes():
     numbers = [int(number) for number in re.findall(r'class="n"[^>]*>(\d+)<', drawing)]
     order = Order(12, seed=7).host_numbers(0, 0, 12).tolist()
     assert numbers == [*range(12), *order, *order[4:8] * 3]
+
+
+def test_every_message_that_the_faq_explains_is_one_of_the_library():
+    headings = re.findall(r'^### "(.*)"$', (ROOT / "docs/faq.md").read_text(), re.MULTILINE)
+    assert len(headings) > 15
+    problems = {problem for site in sites() for problem in site.problems}
+    # Those that `refused` does not make.
+    trees = [
+        ast.parse((ROOT / "datarax_tfds" / file).read_text())
+        for file in ("_sharding_is_ours.py", "decoding/tensorflow_import.py")
+    ]
+    texts = [node.value for tree in trees for node in ast.walk(tree) if _is_text(node)]
+    others = "\n".join(texts).replace("%s", "GPU")
+    for heading in headings:
+        said = any(_words(problem, heading) for problem in problems)
+        assert said or heading in others, heading
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def _words(problem: str, heading: str) -> bool:
+    """Whether a heading is a problem of the code, or its beginning, with `...` for what is open."""
+    worded = "...".join(problem.split("\0"))
+    return worded == heading or (heading.endswith("...") and worded.startswith(heading[:-3]))
+
+
+def test_the_drawings_of_the_concepts_are_those_of_the_script(tmp_path):
+    import drawings
+
+    drawings.main(tmp_path)
+    for drawn in tmp_path.iterdir():
+        assert (ROOT / "docs/assets" / drawn.name).read_text() == drawn.read_text(), drawn.name
 
 
 PRIVATE = re.compile(

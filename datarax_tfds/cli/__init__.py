@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 commands = {  # by name, what each does, in the order in which they are needed
     "prepare": "have TFDS download and prepare a dataset",
+    "convert": "make a dataset of a folder of images, or of CSV files",
     "fill": "write random records with the features of a real dataset, to try a program with",
     "info": "print the splits and features of a dataset, as a source hands them out",
     "show": "draw records of a dataset: images with labels and boxes, or texts",

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from datarax_tfds.files.written_dataset import write_dataset
+
 _MAX_INTEGER = 100
 _LETTERS = np.array(list(string.ascii_lowercase))
 
@@ -62,33 +64,22 @@ def write_random_dataset(
     Returns:
         The directory of the version. If it was prepared before, nothing is written.
     """
-    import tensorflow_datasets as tfds
-
-    class Filled(tfds.dataset_builders.AdhocBuilder, skip_registration=True):
-        def _info(self) -> Any:
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description=f"Random records with the features of {info.full_name}.",
-                features=info.features,
-                supervised_keys=info.supervised_keys,
-            )
-
-    builder = Filled(
-        name=info.name,
-        config=info.config_name or None,
-        version=str(info.version),
-        features=info.features,
-        split_datasets={
+    return write_dataset(
+        info.features,
+        {
             # Another seed for each split, or all would begin with the same records.
             name: random_records(info.features, count, zlib.crc32(name.encode()) ^ seed, bounds)
             for name, count in splits.items()
         },
-        data_dir=str(data_dir),
+        data_dir,
+        name=info.name,
+        version=str(info.version),
+        description=f"Random records with the features of {info.full_name}.",
+        config_name=info.config_name or None,
+        supervised_keys=info.supervised_keys,
         file_format=info.file_format if info.file_format else None,
+        **options,
     )
-    download = tfds.download.DownloadConfig(try_download_gcs=False, **options)
-    builder.download_and_prepare(download_config=download)
-    return Path(builder.data_dir)
 
 
 def _drawer(feature: Any, rng: np.random.Generator, bounds: Bounds) -> Draw:
