@@ -74,6 +74,7 @@ def test_only_process_0_says_it(monkeypatch):
 
 WORDS = {
     "prepare": "prepare mnist",
+    "convert": "convert . --name images --data-dir nowhere",
     "fill": "fill mnist --out nowhere",
     "info": "info mnist",
     "show": "show mnist",
