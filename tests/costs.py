@@ -36,7 +36,8 @@ OF_PROCESSES = {
 }
 
 # Files, classes or tests; with True where the result may depend on the version of Python or of JAX,
-# so that `.ci/run` runs them on a newer Python, too.
+# so that `.ci/run` runs them on a newer Python, too; with FEW where some rows of each show it.
+FEW = "few"
 SLOW = {
     "test_agreement.py": False,
     "test_block_order.py::test_an_epoch_holds_every_record_once_in_whatever_spans_it_comes": False,
@@ -71,11 +72,11 @@ SLOW = {
     "test_killed_saves.py": False,
     "test_launchers.py::test_the_processes_of_a_launcher_find_each_other": True,
     "test_launchers.py::test_arguments_say_what_the_environment_does_not": True,
-    "test_map_fn_results.py": True,
-    "test_mixture.py": True,
+    "test_map_fn_results.py": FEW,
+    "test_mixture.py": FEW,
     "test_mixture_order.py::test_each_record_is_that_of_the_rule_worked_out_one_by_one": False,
     "test_object_store.py": False,
-    "test_packed.py": True,
+    "test_packed.py": FEW,
     "test_pipeline.py::TestGrowing::test_a_run_resumes_after_every_batch": False,
     "test_preparing.py": False,
     "test_packed_processes.py": True,
@@ -90,11 +91,11 @@ SLOW = {
     "test_random_access.py::TestGrain::test_its_processes_read_the_same_records": True,
     "test_random_access.py::test_the_processes_of_a_torch_loader_read_the_same_records": True,
     "test_repeatability.py": False,
-    "test_repeatability.py::TestCodeOfAnotherRun::test_a_resume_with_other_values_warns": True,
+    "test_repeatability.py::TestCodeOfAnotherRun::test_a_resume_with_other_values_warns": FEW,
     "test_scan.py": False,
     "test_scan.py::TestTraining": True,
     "test_second_try.py": False,
-    "test_source.py::TestWithinPrograms": True,
+    "test_source.py::TestWithinPrograms": FEW,
     "test_store_processes.py": False,
     "test_stored_jobs.py": False,
     "test_token_rows.py::test_best_fit_pads_no_more_than_grain": False,
@@ -126,14 +127,20 @@ def mark(config: pytest.Config, items: list[pytest.Item]) -> None:
         if named:
             item.add_marker(pytest.mark.slow)
             slow_groups.add(group(item.nodeid))
-        if any(SLOW[key] for key in named):
-            item.add_marker(pytest.mark.versions)
+        if values := {SLOW[key] for key in named} - {False}:
+            item.add_marker(pytest.mark.versions(rows=FEW if values == {FEW} else "all"))
     files = {item.path.name for item in items}
     gone = sorted(key for key in unused if key.partition("::")[0] in files)
     if gone and not any("::" in argument for argument in config.args):
         raise pytest.UsageError(f"tests/costs.py names tests that are gone: {', '.join(gone)}")
     groups = {item: group(item.nodeid) for item in items}
     items.sort(key=lambda item: (groups[item] != "processes", groups[item] not in slow_groups))
+
+
+def of_all_rows(item: pytest.Item) -> bool:
+    """Whether all rows of a test may depend on the version, so that `--rows` leaves none out."""
+    marker = item.get_closest_marker("versions")
+    return marker is not None and marker.kwargs["rows"] == "all"
 
 
 def some_rows(node_ids: Iterable[str], most: int) -> set[str]:

@@ -63,9 +63,16 @@ def numerics():
         jax.default_prng_impl("rbg"),
         jax.threefry_partitionable(False),
         jax.checking_leaks(),
+        jax.enable_x64(True),
         jax.named_scope("mine"),
         configured(jax_array_garbage_collection_guard="log", jax_explain_cache_misses=True),
     ):
+        yield
+
+
+@contextlib.contextmanager
+def checks():
+    with jax.debug_nans(True), jax.debug_infs(True), jax.default_device("cpu"):
         yield
 
 
@@ -83,11 +90,8 @@ CONTEXTS = {
     "with mesh": legacy_mesh,
     "transfer_guard": lambda: jax.transfer_guard("disallow"),  # in each direction
     "default_device": lambda: jax.default_device(jax.devices()[5]),
-    "default_device by name": lambda: jax.default_device("cpu"),
     "disable_jit": lambda: jax.disable_jit(),
-    "debug_nans": lambda: jax.debug_nans(True),
-    "debug_infs": lambda: jax.debug_infs(True),
-    "enable_x64": lambda: jax.enable_x64(True),
+    "checks": checks,
     "numerics": numerics,
 }
 MESHES = [None, "4 x 2, replicas"]
@@ -225,12 +229,15 @@ def test_records_are_the_same_whatever_is_set_around_our_code(kind, mesh, contex
         assert one == other, name
 
 
-# A program of the caller's cannot run on a mesh without devices.
-AROUND_PROGRAMS = [name for name in CONTEXTS if name.startswith(("set_mesh", "with", "transfer"))]
+# A program of the caller's cannot run on a mesh without devices. It compiles anew in each of them.
+AROUND_PROGRAMS = [
+    (context, MESHES[number % 2])
+    for number, context in enumerate(CONTEXTS)
+    if context.startswith(("set_mesh", "with", "transfer"))
+] + [("set_mesh, one device", MESHES[1])]
 
 
-@pytest.mark.parametrize("context", AROUND_PROGRAMS)
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize(("context", "mesh"), AROUND_PROGRAMS)
 def test_a_step_in_the_callers_program_is_the_same_under_any_mesh(context, mesh, eager_step):
     pipeline, expected = eager_step(mesh)
     step = nnx.jit(lambda pipeline: pipeline.step())

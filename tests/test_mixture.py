@@ -105,6 +105,7 @@ class TestContract:
         prefetched = prefetch_to_device(Pipeline(source=mixture(name), batch_size=SIZE), 3)
         singly, stepped = iter(mixture(name)), mixture(name)
         looped = iter(pipeline)
+        in_program = nnx.jit(lambda source: source.get_batch(SIZE))
         eager = source.supports_indexed_access()
         assert eager is ("eager" in name)
         for step in range(5):  # the fifth runs on into the next epoch
@@ -113,7 +114,7 @@ class TestContract:
             assert equal(next(looped), batch)
             assert equal(next(prefetched), batch)
             if eager:
-                assert equal(nnx.jit(lambda source: source.get_batch(SIZE))(stepped), batch)
+                assert equal(in_program(stepped), batch)
                 assert stepped.cursor == source.cursor
             for row in range(4 if step < 4 else 0):
                 record = next(singly)

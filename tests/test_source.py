@@ -199,8 +199,14 @@ def test_clones_go_their_own_ways(source):
     assert nnx.merge(graphdef, state).cursor == source.cursor
 
 
-@pytest.mark.parametrize("place", EAGER.values(), ids=list(EAGER))
+# One place of each layout, because each program takes seconds to compile. A batch in a program of
+# its own is compared on every place in `test_all_ways_of_reading_agree`.
+LAYOUTS = ["one device", "8 devices, replicated", "replicas, sharded"]
+
+
+@pytest.mark.parametrize("place", [EAGER[name] for name in LAYOUTS], ids=LAYOUTS)
 class TestWithinPrograms:
+    @pytest.mark.parametrize("shuffle", [False])  # the order does not concern the rows
     def test_nothing_copies_the_rows(self, source):
         packed, _ = source.records.scan_inputs(np.zeros((1, 8), np.int32))
         rows = jax.tree.leaves(packed.rows)
