@@ -5,6 +5,7 @@ from datarax_tfds.adapters.prometheus import PipelineCollector
 from datarax_tfds.adapters.random_access import random_access
 from datarax_tfds.bucketed_source import BucketedSource
 from datarax_tfds.config.config import TFDSEagerConfig, TFDSStreamingConfig
+from datarax_tfds.config.config_fields import config_fields
 from datarax_tfds.decoding.image_crops import decode_center_crop, decode_random_crop
 from datarax_tfds.decoding.record_spec import Unbatched
 from datarax_tfds.errors import (
@@ -68,6 +69,7 @@ __all__ = [
     "WaitTimeoutError",
     "audit",
     "batch_sharding",
+    "config_fields",
     "decode_center_crop",
     "decode_random_crop",
     "draw_placement",

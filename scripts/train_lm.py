@@ -4,10 +4,9 @@
     datarax-tfds launch 2 -- python scripts/train_lm.py configs/docstrings.yaml
 
 A run that was killed continues from its last checkpoint when it is started again, also on another
-number of processes.
+number of processes. After a SIGTERM to any process, all processes save the same step and stop.
 """
 
-import os
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +16,9 @@ import docstrings  # noqa: F401  (registers the dataset)
 import jax
 import jax.numpy as jnp
 import optax
-import orbax.checkpoint as ocp
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
+from training import Checkpoints, Nodes, Optimizer, on_mesh, train_to_end
 
 from datarax_tfds import (
     PackedSource,
@@ -29,55 +28,75 @@ from datarax_tfds import (
     batch_sharding,
     initialize,
     make_mesh,
-    prefetch_to_device,
 )
-from datarax_tfds.checkpoint import DataRestore, DataSave, latest_valid_step
-from datarax_tfds.packed_source import PackingWay
 
 EOS, VOCABULARY = 256, 257  # a token for each byte, and one for the end of a document
 
 
 @dataclass(frozen=True)
 class Config:
-    dataset: str
-    data_dir: str
-    seed: int
+    """A run.
+
+    Args:
+        source: The texts: fields of `TFDSStreamingConfig`.
+        rows: How they are packed: arguments of `PackedSource`.
+        mesh: The axes of the mesh, and their sizes; one may be -1. Batches are split along the
+            first one.
+        batch_size: Rows of a step, over all processes.
+        steps: Of the whole run.
+        model: Arguments of `LanguageModel`.
+        optimizer: See `Optimizer`.
+        checkpoint_dir: Where checkpoints are.
+        checkpoint_every: Steps from one to the next.
+        log_every: Steps from one line about the training to the next.
+        seed: Of the initial model.
+    """
+
+    source: dict[str, Any]
+    rows: dict[str, Any]
     mesh: dict[str, int]
-    length: int
-    packing: PackingWay
     batch_size: int
     steps: int
-    width: int
-    layers: int
-    heads: int
-    learning_rate: float
+    model: dict[str, Any]
+    optimizer: Optimizer
     checkpoint_dir: str
     checkpoint_every: int
+    log_every: int
+    seed: int = 0
 
 
 class Block(nnx.Module):
     """Attention and two dense layers, each added to its input."""
 
-    def __init__(self, config: Config, rngs: nnx.Rngs):
-        width = config.width
+    def __init__(self, width: int, heads: int, dtype: str, rngs: nnx.Rngs):
+        how: dict[str, Any] = {"dtype": jnp.dtype(dtype), "rngs": rngs}
         self.norms = nnx.List([nnx.RMSNorm(width, rngs=rngs) for _ in range(2)])
-        self.attention = nnx.MultiHeadAttention(config.heads, width, rngs=rngs, decode=False)
-        self.wide = nnx.Linear(width, 4 * width, rngs=rngs)
-        self.narrow = nnx.Linear(4 * width, width, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(heads, width, decode=False, **how)
+        self.wide = nnx.Linear(width, 4 * width, **how)
+        self.narrow = nnx.Linear(4 * width, width, **how)
 
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        x += self.attention(self.norms[0](x), mask=mask)
-        return x + self.narrow(nnx.gelu(self.wide(self.norms[1](x))))
+        x += self.attention(self.norms[0](x), mask=mask).astype(x.dtype)
+        return x + self.narrow(nnx.gelu(self.wide(self.norms[1](x)))).astype(x.dtype)
 
 
 class LanguageModel(nnx.Module):
     """A decoder-only transformer over the tokens of packed rows."""
 
-    def __init__(self, config: Config, rngs: nnx.Rngs):
-        self.tokens = nnx.Embed(VOCABULARY, config.width, rngs=rngs)
-        self.places = nnx.Embed(config.length, config.width, rngs=rngs)
-        self.blocks = nnx.List([Block(config, rngs) for _ in range(config.layers)])
-        self.norm = nnx.RMSNorm(config.width, rngs=rngs)
+    def __init__(
+        self,
+        *,
+        length: int,
+        width: int,
+        layers: int,
+        heads: int,
+        dtype: str = "float32",
+        rngs: nnx.Rngs,
+    ):
+        self.tokens = nnx.Embed(VOCABULARY, width, rngs=rngs)
+        self.places = nnx.Embed(length, width, rngs=rngs)
+        self.blocks = nnx.List([Block(width, heads, dtype, rngs) for _ in range(layers)])
+        self.norm = nnx.RMSNorm(width, rngs=rngs)
 
     def __call__(self, batch: dict[str, jax.Array]) -> jax.Array:
         segments = batch["segment_ids"]
@@ -99,79 +118,53 @@ def with_targets(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 @nnx.jit
-def train_step(model: LanguageModel, optimizer: nnx.Optimizer, batch: Any) -> jax.Array:
+def train_step(model: LanguageModel, optimizer: nnx.Optimizer, batch: Any) -> dict[str, jax.Array]:
     def loss_of(model: LanguageModel) -> jax.Array:
         losses = optax.softmax_cross_entropy_with_integer_labels(model(batch), batch["targets"])
         return (losses * batch["weights"]).sum() / batch["weights"].sum()
 
     loss, gradients = nnx.value_and_grad(loss_of)(model)
     optimizer.update(model, gradients)
-    return loss
+    return {"loss": loss}
 
 
 def encode(text: str) -> list[int]:
     return list(text.encode())
 
 
-def pipeline_of(config: Config, mesh: Mesh) -> Pipeline:
-    data = TFDSStreamingConfig(name=config.dataset, split="train", data_dir=config.data_dir)
-    text = TFDSStreamingSource(data, sharding=batch_sharding(mesh, next(iter(config.mesh))))
-    rows = PackedSource(
-        text,
-        encode=encode,
-        encode_name="bytes",
-        length=config.length,
-        packing=config.packing,
-        eos_id=EOS,
-        shuffle=True,
-        seed=config.seed,
-    )
-    return Pipeline(source=rows, stages=[with_targets], batch_size=config.batch_size)
+def pipeline(config: Config, mesh: Mesh) -> Pipeline:
+    rows = batch_sharding(mesh, next(iter(config.mesh)))
+    text = TFDSStreamingSource(TFDSStreamingConfig(**config.source), sharding=rows)
+    packed = PackedSource(text, encode=encode, encode_name="bytes", eos_id=EOS, **config.rows)
+    return Pipeline(source=packed, stages=[with_targets], batch_size=config.batch_size)
 
 
-def new_model(config: Config, mesh: Mesh) -> tuple[LanguageModel, nnx.Optimizer]:
-    """Creates the model and its optimizer, replicated on all devices."""
+def new_nodes(config: Config, mesh: Mesh) -> Nodes:
+    def create() -> Nodes:
+        given = {"length": config.rows["length"], "rngs": nnx.Rngs(config.seed)}
+        model = config_file.made(LanguageModel, config.model, "model", **given)
+        chain = config.optimizer.transformation(config.steps)
+        return model, nnx.Optimizer(model, chain, wrt=nnx.Param)
 
-    def create() -> tuple[LanguageModel, nnx.Optimizer]:
-        model = LanguageModel(config, nnx.Rngs(config.seed))
-        return model, nnx.Optimizer(model, optax.adam(config.learning_rate), wrt=nnx.Param)
-
-    # Made by one program on all devices, so that every device holds the same parameters.
-    replicated = NamedSharding(mesh, PartitionSpec())
-    state = jax.jit(lambda: nnx.state(create()), out_shardings=replicated)()
-    return nnx.merge(nnx.graphdef(nnx.eval_shape(create)), state)
+    return on_mesh(create, mesh)
 
 
-def main(config: Config) -> None:
-    initialize()
+def train(config: Config) -> None:
     mesh = make_mesh(config.mesh)
-    data, nodes = pipeline_of(config, mesh), new_model(config, mesh)
-    leader = jax.process_index() == 0
-    with ocp.CheckpointManager(
-        os.path.abspath(config.checkpoint_dir),
-        options=ocp.CheckpointManagerOptions(max_to_keep=2, todelete_subdir="deleted"),
-    ) as manager:
-        step = latest_valid_step(manager) or 0
-        if step:
-            state = ocp.args.StandardRestore(nnx.state(nodes))  # pyright: ignore
-            args = ocp.args.Composite(model=state, data=DataRestore(data))
-            nnx.update(nodes, manager.restore(step, args=args)["model"])
-        if leader:
-            print(f"{data.source}; from step {step}", flush=True)
-        loss = jnp.float32(jnp.nan)
-        while step < config.steps:
-            for batch in prefetch_to_device(data):
-                loss = train_step(*nodes, batch)
-                step += 1
-                if leader and step % 10 == 0:
-                    print(f"step {step}: loss {float(loss):.3f}", flush=True)
-                if step % config.checkpoint_every == 0 or step == config.steps:
-                    state = ocp.args.StandardSave(nnx.state(nodes))  # pyright: ignore
-                    args = ocp.args.Composite(model=state, data=DataSave(data))
-                    manager.save(step, args=args)
-                if step == config.steps:
-                    break
+    data = pipeline(config, mesh)
+    if jax.process_index() == 0:
+        print(data.source, flush=True)
+    checkpoints = Checkpoints(config.checkpoint_dir, new_nodes(config, mesh), data)
+    train_to_end(
+        checkpoints,
+        train_step,
+        total_steps=config.steps,
+        save_every=config.checkpoint_every,
+        log_every=config.log_every,
+    )
 
 
 if __name__ == "__main__":
-    main(config_file.config_from_args(Config, sys.argv[1:]))
+    arguments = config_file.config_from_args(Config, sys.argv[1:])
+    initialize()
+    train(arguments)

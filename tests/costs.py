@@ -110,6 +110,7 @@ SLOW = {
     "test_tfrecord_index.py::test_many_processes_may_build_it_at_once": False,
     "test_threads.py::test_the_interpreter_exits_quietly_whatever_is_under_way": True,
     "test_train.py": False,
+    "test_train_configs.py::test_a_config_trains_on_random_records_of_its_dataset": False,
     "test_train_lm.py": False,
     "test_ways_to_take.py": False,
     "test_warmed.py": True,

@@ -15,8 +15,10 @@ from datarax_tfds import (
     TFDSEagerConfig,
     TFDSStreamingConfig,
     TFDSStreamingSource,
+    config_fields,
     from_tfds,
 )
+from datarax_tfds.cli.config_file import ConfigFile
 from datarax_tfds.files.preparing import only_preparer, prepare_options
 from datarax_tfds.files.split import open_split
 
@@ -592,7 +594,49 @@ NAMES += [
     ),
 ]
 
-ROWS = FIELDS + DIRECTORIES + NAMES
+
+def read_from(u, text, code=None):
+    """The fields that a config file gives, with the code that it needs."""
+    place = u.tmp
+    (place / "config.yaml").write_text(text)
+    (place / "halving.py").write_text("def halved(record):\n    return {'id': record['id'] // 2}\n")
+    return ConfigFile.read(place / "config.yaml").fields(code and place / code)
+
+
+HALVED = "source: {name: tiny, split: train, map_fn: halved}"
+FILES = [
+    Row(
+        "map_fn must name one of the functions.",
+        "use map_fn: halved",
+        lambda u: config_fields({"map_fn": "halvd"}, {"halved": halved}),
+        lambda u: config_fields({"map_fn": "halved"}, {"halved": halved}),
+    ),
+    Row(
+        "transform must name one of the functions.",
+        "pass functions={'halved': function}",
+        lambda u: config_fields({"transform": "halved"}, {}),
+        lambda u: config_fields({"transform": "halved"}, {"halved": halved}),
+    ),
+    Row(
+        "the only decoder that has a name is 'skip'.",
+        "use decoders: {image: skip}",
+        lambda u: config_fields({"decoders": {"image": "none"}}, {}),
+        lambda u: config_fields({"decoders": {"image": "skip"}}, {}),
+    ),
+    Row(
+        "a config must have a section source, with the name of a dataset.",
+        "add source: {name: mnist, split: train}",
+        lambda u: read_from(u, "batch_size: 3"),
+        lambda u: read_from(u, "batch_size: 3\nsource: {name: mnist, split: train}"),
+    ),
+    Row(
+        "the config names functions, which no file defines.",
+        "name the Python file that defines them, as --code images.py",
+        lambda u: read_from(u, HALVED),
+        lambda u: read_from(u, HALVED, "halving.py"),
+    ),
+]
+ROWS = FIELDS + DIRECTORIES + NAMES + FILES
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)

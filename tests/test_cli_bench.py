@@ -5,6 +5,7 @@ import os
 import re
 
 import pytest
+import yaml
 
 from datarax_tfds.cli import main
 
@@ -36,10 +37,19 @@ def test_a_stream_is_measured_with_and_without_steps(data_dir, tmp_path, capsys)
 
 @pytest.mark.skipif(CORES < 2, reason="needs two cores")
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a choice of cores")
-def test_each_number_of_cores_is_measured_in_a_process_of_its_own(data_dir, capsys):
-    assert bench(data_dir, "--cores", "1", "--json") == 0
+def test_each_number_of_cores_is_measured_in_a_process_of_its_own(data_dir, tmp_path, capsys):
+    """To which a config is sent, with the functions that it names."""
+    (tmp_path / "measured_here.py").write_text("def same(record):\n    return record\n")
+    config = tmp_path / "tiny.yaml"
+    source = {"name": "tiny", "split": "train", "data_dir": str(data_dir), "map_fn": "same"}
+    config.write_text(yaml.safe_dump({"source": source, "batch_size": 8}))
+    words = ["--code", str(tmp_path / "measured_here.py"), "--exclude-keys", "label"]
+    assert (
+        main(["bench", str(config), *words, *["--cores", "1", "--seconds", "0.05", "--json"]]) == 0
+    )
     (found,) = json.loads(capsys.readouterr().out)
     assert found["cores"] == 1
+    assert found["records_per_s"] > 0
     assert len(os.sched_getaffinity(0)) == CORES
 
 

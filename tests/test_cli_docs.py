@@ -24,7 +24,8 @@ def place(tmp_path_factory) -> Path:
 
     place = tmp_path_factory.mktemp("digits")
     no_gcs = tfds.download.DownloadConfig(try_download_gcs=False)
-    (place / "scripts").symlink_to(ROOT / "scripts")
+    for folder in ("configs", "scripts"):
+        (place / folder).symlink_to(ROOT / folder)
     for label, number in [("daisy", 1), ("daisy", 2), *(("rose", n) for n in range(4))]:
         path = place / "photos" / label / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -35,6 +35,8 @@ def programs(page: Path, data_dir: Path, tmp_path: Path) -> list[str]:
         store(tmp_path, "detection", detection_features(tfds.features), records)
         here = f'name="detection", data_dir={str(tmp_path)!r}'
         found = [program.replace('name="coco/2017"', here) for program in found]
+    yaml = f"  name: tiny\n  data_dir: {data_dir}\n"
+    found = [program.replace("  name: mnist\n", yaml) for program in found]
     first = f'from_tfds("tiny", "train", data_dir={str(data_dir)!r},'
     return [program.replace('from_tfds("mnist", "train",', first) for program in found]
 

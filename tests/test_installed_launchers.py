@@ -177,7 +177,7 @@ def test_a_job_that_slurm_stops_and_starts_again_ends_like_one_that_ran_through(
     no_gcs = tfds.download.DownloadConfig(try_download_gcs=False)
     data = str(tmp_path / "data")
     digits.Digits(data_dir=data).download_and_prepare(download_config=no_gcs)
-    training = [*TRAIN[1:], "--epochs", "7", "--data-dir", data, "--checkpoint-dir"]
+    training = [*TRAIN[1:], "--epochs", "7", "--source.data-dir", data, "--checkpoint-dir"]
     for name in ("JAX_COORDINATOR_PORT", "JAX_COORDINATOR_BIND_ADDRESS", "JAX_PLATFORMS"):
         monkeypatch.setenv(name, variables[name])
     monkeypatch.setenv("PATH", f"{os.path.dirname(sys.executable)}:{PROGRAMS}")

@@ -11,12 +11,12 @@ from checkout import GUARD_S, ROOT
 from datarax_tfds.state import state_file
 
 SMALL = {
-    "dataset": "golden_text",
-    "length": 32,
+    "source.name": "golden_text",
+    "rows.length": 32,
     "batch-size": 4,
-    "width": 8,
-    "layers": 1,
-    "heads": 1,
+    "model.width": 8,
+    "model.layers": 1,
+    "model.heads": 1,
     "checkpoint-every": 15,
 }
 LAUNCH = [sys.executable, "-m", "datarax_tfds", "launch"]

@@ -6,10 +6,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
+from datarax_tfds.cli.config_file import defined_in
 from datarax_tfds.cli.dataset import Dataset
 from datarax_tfds.cli.terminal import doing, import_tensorflow, print_json, print_table, wrong_usage
 
@@ -23,23 +24,25 @@ class Command:
     """Measures how many records a second a stream of random records delivers on 1 to n cores.
 
     Args:
-        split: Any split that TFDS understands.
-        batch_size: Records of a batch.
+        split: Any split that TFDS understands. By default, that of the config, or train.
+        batch_size: Records of a batch. By default, as many as the config says, or 128.
         cores: With how many cores to measure, as 1,2,4. By default, all powers of two up to the
             cores of this machine, and all of them.
         seconds: How long to measure each.
         step_ms: Also measure how long a training step that takes so long waits for its batch.
+        code: The Python file with the map_fn and other functions that a config names. It is run.
         exclude_keys: Features to leave out, such as those that cannot be in a batch.
         picture: Also draw it into this file, as bench.png.
         json: Print JSON.
     """
 
     dataset: Dataset
-    split: str = "train"
-    batch_size: int = 128
+    split: str | None = None
+    batch_size: int | None = None
     cores: Annotated[str | None, arg(metavar="N[,N]")] = None
     seconds: float = 5.0
     step_ms: float | None = None
+    code: Annotated[Path | None, arg(metavar="FILE")] = None
     exclude_keys: Annotated[str | None, arg(metavar="NAME[,NAME]")] = None
     picture: Annotated[Path | None, arg(metavar="FILE")] = None
     json: bool = False
@@ -54,13 +57,18 @@ class Command:
                 f" --step-ms {self.step_ms}"
             )
             return wrong_usage("bench", problem)
-        excluded = set(self.exclude_keys.split(",")) if self.exclude_keys else None
         import_tensorflow()
-        config = self.dataset.config(self.split, shuffle=True, exclude_keys=excluded)
+        fields: dict[str, Any] = {"shuffle": True}
+        if self.exclude_keys is not None:
+            fields |= {"exclude_keys": set(self.exclude_keys.split(","))}
+        config = self.dataset.as_configured(self.split, self.code, **fields)
+        file = self.dataset.file
+        batch_size = self.batch_size or (file.batch_size if file else None) or 128
         found = []
-        for count in counts:
-            doing(f"reading {config.name}:{config.split} on {count} of the cores")
-            found.append(_on_cores(count, config, self.batch_size, self.seconds, self.step_ms))
+        with defined_in(self.code):  # other processes import it, too
+            for count in counts:
+                doing(f"reading {config.name}:{config.split} on {count} of the cores")
+                found.append(_on_cores(count, config, batch_size, self.seconds, self.step_ms))
         if self.picture is not None:
             _draw(found, self.picture)
         if self.json:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from datarax_tfds.cli.config_file import ConfigFile
 from datarax_tfds.stores.object_path import ObjectPath
 
 if TYPE_CHECKING:
@@ -19,9 +20,10 @@ class Dataset:
 
     Args:
         dataset: Its name, as mnist, coco/2017 or mnist:3.0.1; or the directory of the dataset or of
-            a version, as DATA_DIR/mnist/3.0.1 or gs://bucket/mnist/3.0.1.
-        data_dir: Where it is prepared, also in gs:// and s3://. By default, the directories of
-            TFDS.
+            a version, as DATA_DIR/mnist/3.0.1 or gs://bucket/mnist/3.0.1; or the config of a
+            training program, as configs/mnist.yaml.
+        data_dir: Where it is prepared, also in gs:// and s3://. By default, that of the config, or
+            the directories of TFDS.
     """
 
     dataset: Annotated[Positional[str], arg(metavar="DATASET")]
@@ -30,12 +32,26 @@ class Dataset:
     @property
     def is_directory(self) -> bool:
         """Whether a directory is named, and not a dataset by its name."""
-        if self.data_dir is not None:
+        if self.data_dir is not None or ConfigFile.is_named_by(self.dataset):
             return False
         if "://" in self.dataset or self.dataset.startswith(("/", ".", "~")):
             return True
         path = Path(self.dataset)
         return path.is_dir() and (os.sep in self.dataset or (path / "features.json").exists())
+
+    @property
+    def file(self) -> ConfigFile | None:
+        """The config that is named, if it is one. It is read."""
+        if not ConfigFile.is_named_by(self.dataset):
+            return None
+        return ConfigFile.read(Path(self.dataset))
+
+    @property
+    def by_name(self) -> tuple[str, str | None]:
+        """The name of the dataset, and its `data_dir`, unless it is named by its directory."""
+        if (file := self.file) is None:
+            return self.dataset, self.data_dir
+        return file.source["name"], self.data_dir or file.source.get("data_dir")
 
     def config(self, split: str = "all", **fields: Any) -> "TFDSStreamingConfig":
         """The config that reads a split of it; nothing is downloaded or prepared."""
@@ -44,7 +60,23 @@ class Dataset:
         fields |= {"split": split, "local_files_only": True}
         if self.is_directory:
             return TFDSStreamingConfig.from_directory(self.dataset, **fields)
-        return TFDSStreamingConfig(name=self.dataset, data_dir=self.data_dir, **fields)
+        name, data_dir = self.by_name
+        return TFDSStreamingConfig(name=name, data_dir=data_dir, **fields)
+
+    def as_configured(
+        self, split: str | None, code: Path | None, **fields: Any
+    ) -> "TFDSStreamingConfig":
+        """As `config`, with what the file says that is named, if it is one.
+
+        Args:
+            split: By default, that of the file, or else train.
+            code: The Python file with the functions that the file names.
+            **fields: Further fields, in place of those of the file.
+        """
+        file = self.file
+        fields = ({} if file is None else file.fields(code)) | fields
+        own = fields.pop("split", "train")
+        return self.config(split or own, **fields)
 
     def directory(self) -> PurePath:
         """The directory of the version. One that is named need not hold a dataset."""

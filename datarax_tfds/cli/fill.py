@@ -85,7 +85,8 @@ def _info_of(dataset: Dataset) -> Any:
         return prepared_dataset(dataset.config()).info
     except DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
-        if dataset.is_directory or DatasetName.parse(dataset.dataset).name not in known:
+        name, _ = dataset.by_name
+        if dataset.is_directory or DatasetName.parse(name).name not in known:
             raise
     with quiet_tfds():
-        return tfds.builder(dataset.dataset).info
+        return tfds.builder(name).info

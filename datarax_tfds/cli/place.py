@@ -9,8 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
+from datarax_tfds.cli.config_file import ConfigFile
 from datarax_tfds.cli.terminal import doing, print_json, print_table, wrong_usage
 
 if TYPE_CHECKING:
@@ -27,41 +28,52 @@ class Command:
     TPUs, make_mesh lays them out along the interconnect.
 
     Args:
-        batch_size: Rows over all hosts.
+        config: The config of a training program, which may say the mesh and the batch size.
+        batch_size: Rows over all hosts. By default, as many as the config says.
         mesh: The size of each axis, outermost first; one may be -1, for all devices that are left.
+            By default, what the config says, or data=-1.
         devices: The number of devices of all hosts. By default, the product of the axes.
         hosts: The number of hosts.
-        axes: The axes along which batches are split; the others hold replicas.
+        axes: The axes along which batches are split; the others hold replicas. By default, the
+            first one of the config, or data.
         picture: Also draw it into this file, as rows.png.
         json: Print JSON.
     """
 
-    batch_size: int
-    mesh: Annotated[str, arg(metavar="data=4,model=2")] = "data=-1"
+    config: Annotated[Positional[Path | None], arg(metavar="CONFIG")] = None
+    batch_size: int | None = None
+    mesh: Annotated[str | None, arg(metavar="data=4,model=2")] = None
     devices: Annotated[int | None, arg(metavar="N")] = None
     hosts: int = 1
-    axes: Annotated[str, arg(metavar="AXIS[,AXIS]")] = "data"
+    axes: Annotated[str | None, arg(metavar="AXIS[,AXIS]")] = None
     picture: Annotated[Path | None, arg(metavar="FILE")] = None
     json: bool = False
 
     def run(self) -> int:
-        sizes = _complete(_parsed(self.mesh), self.devices)
+        file = None if self.config is None else ConfigFile.read(self.config)
+        batch_size = self.batch_size or (file and file.batch_size)
+        if not batch_size:
+            return wrong_usage("place", "give --batch-size, or a config that says it")
+        axes = (file and file.mesh) or {"data": -1}
+        sizes = _complete(axes if self.mesh is None else _parsed(self.mesh), self.devices)
         if sizes is None or math.prod(sizes.values()) % max(self.hosts, 1) or self.hosts < 1:
             return wrong_usage(
                 "place",
                 "--mesh must be sizes by name, as data=4,model=2, whose product is the number of"
                 " --devices, and a multiple of the number of --hosts; one size may be -1 if"
-                f" --devices is given; got --mesh {self.mesh} --devices {self.devices}"
+                f" --devices is given; got --mesh {self.mesh or axes} --devices {self.devices}"
                 f" --hosts {self.hosts}",
             )
         doing("importing JAX")
         from datarax_tfds.pictures.placement import device_rows, draw_placement
         from sharding import batch_sharding
 
-        sharding = batch_sharding(_imagined(sizes, self.hosts), self.axes.split(","))
-        held = device_rows(sharding, self.batch_size)
+        # Our training scripts split batches along the first axis of the config.
+        split_axes = self.axes or (next(iter(axes)) if self.mesh is None else "data")
+        sharding = batch_sharding(_imagined(sizes, self.hosts), split_axes.split(","))
+        held = device_rows(sharding, batch_size)
         if self.picture is not None:
-            draw_placement(sharding, self.batch_size).save(self.picture)
+            draw_placement(sharding, batch_size).save(self.picture)
         if self.json:
             print_json([asdict(each) for each in held])
         else:

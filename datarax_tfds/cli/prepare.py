@@ -1,15 +1,13 @@
 """`datarax-tfds prepare`: has TFDS download and prepare a dataset, by one process."""
 
-import importlib
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import arg
 
+from datarax_tfds.cli.config_file import defined_in
 from datarax_tfds.cli.dataset import Dataset
 from datarax_tfds.cli.terminal import doing, import_tensorflow, quiet_tfds, wrong_usage
 
@@ -48,24 +46,9 @@ class Command:
             download_and_prepare_kwargs=options,
         )
         doing(f"preparing {self.dataset.dataset}")
-        with _defined_in(self.code), quiet_tfds():
+        with defined_in(self.code), quiet_tfds():
             prepared = prepared_dataset(config)
         splits = prepared.info.splits.items()
         said = ", ".join(f"{split.num_examples:,} records of {name}" for name, split in splits)
         sys.stdout.write(f"{prepared.info.full_name} in {prepared.directory}: {said}\n")
         return 0
-
-
-@contextmanager
-def _defined_in(code: Path | None) -> Iterator[None]:
-    """Runs a file as a module, whose classes TFDS then knows."""
-    if code is None:
-        yield
-        return
-    folder = str(code.absolute().parent)
-    sys.path.insert(0, folder)
-    try:
-        importlib.import_module(code.stem)
-        yield
-    finally:
-        sys.path.remove(folder)

@@ -23,7 +23,9 @@ class Command:
     """Draws records of a split side by side: images with labels and boxes, or texts.
 
     Args:
-        split: Any split that TFDS understands, as train[:10%].
+        split: Any split that TFDS understands, as train[:10%]. By default, that of the config, or
+            train.
+        code: The Python file with the map_fn and other functions that a config names. It is run.
         records: How many records to draw.
         shuffle: Draw random records, not the first.
         seed: The seed of the random order.
@@ -31,7 +33,8 @@ class Command:
     """
 
     dataset: Dataset
-    split: str = "train"
+    split: str | None = None
+    code: Annotated[Path | None, arg(metavar="FILE")] = None
     records: int = 16
     shuffle: bool = False
     seed: int = 42
@@ -44,10 +47,10 @@ class Command:
         from datarax_tfds.files.split import open_split
         from datarax_tfds.order.order import Order
 
-        config = self.dataset.config(self.split)
+        config = self.dataset.as_configured(self.split, self.code)
         split = open_split(config)
-        doing(f"reading records of {config.name}:{self.split}")
-        reader = RecordReader(split, config, f"{config.name}:{self.split}")
+        doing(f"reading records of {config.name}:{config.split}")
+        reader = RecordReader(split, config, f"{config.name}:{config.split}")
         count = min(self.records, len(split))
         numbers = Order(len(split), self.seed if self.shuffle else None).host_numbers(0, 0, count)
         picture = show(

@@ -2,7 +2,7 @@
 # Cloud TPU VM: makes a slice unless it is there, copies this checkout to all hosts, and trains.
 #
 #     NAME=train ZONE=us-central1-a scripts/launchers/tpu_vm.sh \
-#         scripts/train.py configs/digits.yaml --data-dir=gs://BUCKET/datasets \
+#         scripts/train.py configs/digits.yaml --source.data-dir=gs://BUCKET/datasets \
 #         --checkpoint-dir=gs://BUCKET/runs/digits
 #
 # Untried on a TPU. Two local processes with a local metadata server join each other, as the hosts of
