@@ -54,7 +54,7 @@ class Command:
         count = min(self.records, len(split))
         numbers = Order(len(split), self.seed if self.shuffle else None).host_numbers(0, 0, count)
         picture = show(
-            list(_records(reader, numbers)),
+            list(_records(reader, numbers, config.seed)),
             SimpleNamespace(get_dataset_info=lambda: split.info),
             most=count,
         )
@@ -63,10 +63,16 @@ class Command:
         return 0
 
 
-def _records(reader: "RecordReader", numbers: "np.ndarray") -> Iterator[dict[str, Any]]:
+def _records(reader: "RecordReader", numbers: "np.ndarray", seed: int) -> Iterator[dict[str, Any]]:
     """Records one by one, since those whose sizes vary are in no batch, in the dtypes of TFDS."""
     import jax
+    import numpy as np
+
+    from datarax_tfds.order.keys import record_keys
 
     for row in range(len(numbers)):
-        columns = reader.values(numbers[row : row + 1])
+        chosen = numbers[row : row + 1]
+        # Those of the first epoch, for a random map_fn.
+        keys = np.asarray(record_keys(seed, 0, chosen)).astype(np.uint32).view(np.int32)
+        columns = reader.values(chosen, keys if reader.stochastic else None)
         yield jax.tree.map(lambda column: column[0], columns) | {"record_number": numbers[row]}

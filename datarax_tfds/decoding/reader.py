@@ -281,11 +281,12 @@ class RecordReader:
         columns = self.corrupt.read(numbers, lambda sound: self._columns(sound, keys))
         return [_values(columns, row) for row in range(len(numbers))]
 
-    def values(self, numbers: np.ndarray) -> dict[str, Any]:
+    def values(self, numbers: np.ndarray, keys: np.ndarray | None = None) -> dict[str, Any]:
         """Reads and decodes records, in the dtypes that TFDS gives them. A corrupt one is an error.
 
         Args:
             numbers: `[n]`, in `[0, N)`; n is 1 unless `takes_many`.
+            keys: See `read`.
 
         Returns:
             NumPy arrays `[n, ...]`, nested as a record is. Do not write to them.
