@@ -282,7 +282,7 @@ class RecordReader:
         return [_values(columns, row) for row in range(len(numbers))]
 
     def values(self, numbers: np.ndarray, keys: np.ndarray | None = None) -> dict[str, Any]:
-        """Reads and decodes records, in the dtypes that TFDS gives them. A corrupt one is an error.
+        """Reads and decodes records, in the dtypes of TFDS. A corrupt one is an error.
 
         Args:
             numbers: `[n]`, in `[0, N)`; n is 1 unless `takes_many`.
@@ -291,7 +291,7 @@ class RecordReader:
         Returns:
             NumPy arrays `[n, ...]`, nested as a record is. Do not write to them.
         """
-        return self._decode(numbers, self._stored(numbers), None)
+        return self._decode(numbers, self._stored(numbers), keys)
 
     def lengths(self, numbers: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """Reads how long features are before `pad_to` pads or cuts them.
