@@ -26,7 +26,7 @@ class Command:
     Args:
         path: The folder, or the CSV file.
         name: The name of the new dataset: small letters, digits and underscores.
-        data_dir: Where to write it. By default, the directory of TFDS.
+        data_dir: The directory on a disk to write it into. By default, that of TFDS.
         version: Its version.
         labels: The columns of a CSV file that hold names of classes.
         image: The column of a CSV file that holds paths of images, relative to that file.

@@ -1,7 +1,8 @@
 """Reads CSV files, and finds what TFDS has to know of their columns to store rows as records.
 
-A number that a float64 or an int64 does not hold exactly, such as a postal code that begins with a
-zero, stays a text.
+A number that begins with a zero, such as a postal code, stays a text. Integers of 19 digits and
+more, and those of a column with fractions or empty cells, become float64: beyond 2**53, they are
+rounded.
 """
 
 import csv
