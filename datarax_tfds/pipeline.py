@@ -465,9 +465,9 @@ class Pipeline(nnx.Module):
             print(pipeline.report())          # a table, and the verdict
             pipeline.report().verdict         # "input-bound: steps waited 38% of the time; ..."
 
-        It counts the batches that the pipeline, its source and their copies hand out. Beside a
-        `map_fn`, it times a few records with and without it: 20 ms, at the first call half a
-        second. Every process must call it.
+        It counts the batches that the pipeline, its source and their copies hand out. Every
+        process must call it. If there is a `map_fn`, a few records are decoded with and without
+        it, which takes half a second at the first call and 20 ms later.
 
         Args:
             since: An earlier report: what was counted before it is left out.

@@ -77,7 +77,7 @@ class HostReport:
 
     @property
     def more_cores(self) -> int:
-        """How many more cores would hide the stages behind the steps, if it scales with cores."""
+        """How many more cores would hide the work behind the steps, if it scales with cores."""
         working_s = max(self.elapsed_s - self.waiting_s, 1e-9)
         return math.ceil(self.cores * min(self.waiting_s / working_s, 1e6))
 

@@ -40,10 +40,10 @@ class ExitCause:
     def failure(self) -> tuple[str, int] | None:
         """The error that ends the main program, and the exit status; None if it ends well.
 
-        The status 75 (`os.EX_TEMPFAIL`) is a good end: a job that was stopped by a notice of
-        preemption asks its launcher with it to be started again. Call it from an exit hook. On
-        Python 3.11, a bare `raise SystemExit(3)` counts as a good
-        end, because exit hooks cannot find its status there.
+        The status 75 (`os.EX_TEMPFAIL`) is a good end: with it, a job that was stopped by a notice
+        of preemption asks its launcher to start it again. Call this from an exit hook. On Python
+        3.11, a bare `raise SystemExit(3)` counts as a good end, because exit hooks cannot find its
+        status there.
         """
         if _returned(self._main):
             return None
