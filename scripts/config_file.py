@@ -27,8 +27,7 @@ def config_from_args(config_class: type[T], args: list[str]) -> T:
         The dataclass with the values of the file, replaced by those of the flags.
     """
     if not args or args[0].startswith("-"):
-        script = Path(sys.argv[0]).name
-        sys.exit(f"usage: {script} CONFIG.yaml [--overrides]     (CONFIG.yaml --help lists them)")
+        sys.exit("usage: train.py CONFIG.yaml [--overrides]     (CONFIG.yaml --help lists them)")
     path, overrides = Path(args[0]), args[1:]
     values = yaml.safe_load(path.read_text()) or {}
     default = _dataclass_of(config_class, values, str(path))
@@ -37,7 +36,7 @@ def config_from_args(config_class: type[T], args: list[str]) -> T:
 
 def made(function: Callable[..., T], options: Mapping[str, Any], where: str, **others: Any) -> T:
     """Calls a class or function with the options of a section, whose names are checked."""
-    # Of a class its constructor, because the class itself, of Flax, takes anything.
+    # The signature of a Flax class takes anything, but that of its constructor does not.
     called = function.__init__ if isinstance(function, type) else function
     parameters = inspect.signature(called).parameters
     known = [name for name in parameters if name not in {"self", *others}]
@@ -46,7 +45,7 @@ def made(function: Callable[..., T], options: Mapping[str, Any], where: str, **o
 
 
 def chosen(name: str, choices: Mapping[str, T], where: str) -> T:
-    """What is called so in a table."""
+    """Returns an entry of a table by its name; ends the program if there is none."""
     require_known([name], choices, where)
     return choices[name]
 
@@ -61,7 +60,7 @@ def require_known(given: Iterable[str], known: Collection[str], where: str) -> N
 
 
 def _dataclass_of(cls: type[T], values: Any, where: str) -> T:
-    """A dataclass, some fields of which may be dataclasses, too."""
+    """Builds a dataclass from the values of a file. Its fields may be dataclasses, too."""
     if not isinstance(values, dict):
         sys.exit(f"{where}: there must be keys with values, got {values!r}.")
     fields = dataclasses.fields(cls)  # pyright: ignore

@@ -18,7 +18,7 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def random_crop(record: Any, seed: Any, size: Sequence[int] = (224, 224)) -> Any:
-    """For training: a random part of the image, which is all of a JPEG that is decoded."""
+    """For training: a random part of the image. Of a JPEG, only that part is decoded."""
     return {"image": decode_random_crop(record["image"], seed, size), "label": record["label"]}
 
 
@@ -28,7 +28,7 @@ def center_crop(record: Any, size: Sequence[int] = (224, 224)) -> Any:
 
 
 def resize(record: Any, size: Sequence[int] = (512, 512)) -> Any:
-    """An image with objects in one size. Boxes are fractions of it, and stay as they are."""
+    """Resizes an image with objects. Boxes are fractions of the image, so they stay valid."""
     image = tf.image.resize(record["image"], size)
     objects = {name: record["objects"][name] for name in ("bbox", "label")}
     return {"image": tf.cast(tf.round(image), tf.uint8), "objects": objects}
@@ -39,7 +39,7 @@ def to_float(batch: Batch) -> Batch:
 
 
 def normalize(batch: Batch) -> Batch:
-    """Floats of about mean 0 and deviation 1, of uint8."""
+    """Turns uint8 images into floats with a mean of about 0 and a deviation of about 1."""
     scaled = batch["image"].astype(jnp.float32) / 255
     mean, deviation = (jnp.array(each)[None, None, None] for each in (MEAN, DEVIATION))
     return batch | {"image": (scaled - mean) / deviation}

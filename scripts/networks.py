@@ -31,7 +31,7 @@ class Small(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """A residual network, by default ResNet-50 (He et al., 2015) as of images of 224 x 224 pixels.
+    """A residual network, by default ResNet-50 (He et al., 2015) for images of 224 x 224 pixels.
 
     A batch is normalized over all devices, because the mean of a global array is over all of it.
 

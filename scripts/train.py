@@ -52,7 +52,7 @@ class Config:
         label_smoothing: The part of each target that is spread over all classes.
         checkpoint_dir: Where checkpoints are.
         checkpoint_every: Steps from one to the next.
-        log_every: Steps from one line about the training to the next.
+        log_every: Steps between two lines of the log.
     """
 
     source: dict[str, Any]

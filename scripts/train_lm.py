@@ -48,7 +48,7 @@ class Config:
         optimizer: See `Optimizer`.
         checkpoint_dir: Where checkpoints are.
         checkpoint_every: Steps from one to the next.
-        log_every: Steps from one line about the training to the next.
+        log_every: Steps between two lines of the log.
         seed: Of the initial model.
     """
 

@@ -67,7 +67,7 @@ class ConfigFile:
         return cls(path, dict(source), values.get("mesh"), values.get("batch_size"))
 
     def fields(self, code: Path | None) -> dict[str, Any]:
-        """The fields of a `TFDSStreamingConfig` for the same records, but for the dataset.
+        """The fields of a `TFDSStreamingConfig` for the same records, except those of the dataset.
 
         Args:
             code: The Python file with the functions that the file names. It is run.

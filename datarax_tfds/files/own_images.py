@@ -48,7 +48,7 @@ class ImageFolder:
         ignored = Counter(
             Path(parts[-1]).suffix or parts[-1] for parts in seen if not _is_image(parts[-1])
         )
-        # Those of a number of folders that has no meaning come last.
+        # Depths beyond SPLIT/LABEL/NAME have no meaning, so the message names them last.
         depths = sorted({len(parts) for parts in images}, key=lambda depth: (depth > 3, depth))
         if len(depths) != 1 or depths[0] > 3:
             examples = [next(p for p in images if len(p) == depth) for depth in depths]

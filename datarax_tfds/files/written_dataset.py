@@ -1,4 +1,4 @@
-"""Writes records that a program has as a prepared dataset, in TFDS's format."""
+"""Writes the records of a program as a prepared dataset, in TFDS's format."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -42,7 +42,7 @@ class Timings:
     """The counters of one source. Several threads may count at once.
 
     Args:
-        parts: Those of sources that this one is made of.
+        parts: The counters of the sources that this one is made of.
         reads: Where records are read from, for reports.
         clock: Returns seconds.
 
