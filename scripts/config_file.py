@@ -27,7 +27,8 @@ def config_from_args(config_class: type[T], args: list[str]) -> T:
         The dataclass with the values of the file, replaced by those of the flags.
     """
     if not args or args[0].startswith("-"):
-        sys.exit("usage: train.py CONFIG.yaml [--overrides]     (CONFIG.yaml --help lists them)")
+        script = Path(sys.argv[0]).name
+        sys.exit(f"usage: {script} CONFIG.yaml [--overrides]     (CONFIG.yaml --help lists them)")
     path, overrides = Path(args[0]), args[1:]
     values = yaml.safe_load(path.read_text()) or {}
     default = _dataclass_of(config_class, values, str(path))

@@ -42,8 +42,8 @@ def without_prometheus(u):
 
 ROWS = [
     Row(
-        "pipeline must be a Pipeline, got TFDSEagerSource.",
-        "pass a pipeline, as Pipeline(source=source, batch_size=128)",
+        "each of pipelines must be a Pipeline, got TFDSEagerSource.",
+        "pass pipelines, as Pipeline(source=source, batch_size=128)",
         lambda u: PipelineCollector(u.loaded),
         lambda u: list(PipelineCollector(u.pipeline()).collect()),
     ),

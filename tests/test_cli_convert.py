@@ -116,9 +116,33 @@ def test_a_folder_of_tables_has_one_for_each_split(tmp_path, capsys):
     assert found == [{"x": 5, "y": 0.5}]
 
 
+def test_integers_that_a_dtype_would_round_stay_texts(tmp_path):
+    long = ["9007199254740993", "-9223372036854775807", "12345678901234567890"]
+    rows = ["whole,with_gaps,longer,short", f"{long[0]},{long[0]},{long[1]},7", f"8,,{long[2]},"]
+    (tmp_path / "ids.csv").write_text("\n".join(rows))
+    assert convert(tmp_path / "ids.csv", tmp_path) == 0
+    source, _ = records(tmp_path, include_keys={"short"})
+    features = source.get_dataset_info().features
+    dtypes = {name: np.dtype(feature.np_dtype).name for name, feature in features.items()}
+    assert dtypes == {"whole": "int64", "with_gaps": "object", "longer": "object",
+                      "short": "float64"}  # fmt: skip
+
+
+def test_tables_beside_images_are_refused_unless_they_name_them(tmp_path, capsys):
+    image(tmp_path / "photos" / "cat" / "a.png", 3)
+    (tmp_path / "photos" / "train.csv").write_text("file,size\ncat/a.png,7\n")
+    assert convert(tmp_path / "photos", tmp_path) == 2
+    assert "has both images and tables: give --image" in capsys.readouterr().err
+    assert convert(tmp_path / "photos", tmp_path, "--image", "file") == 0
+    (tmp_path / "photos" / "my-table.csv").write_text("file,size\ncat/a.png,7\n")
+    assert convert(tmp_path / "photos", tmp_path, "--image", "file") == 2
+    assert "got ['my-table']" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("path", "words", "said"),
     [
+        (".", ("--data-dir", "gs://bucket/data"), "it reads and writes disks"),
         ("none", (), "there is no file or folder"),
         (".", ("--name", "My-Photos"), "small letters, digits and underscores, got 'My-Photos'"),
         (".", ("--labels", "kind"), "--labels and --image are for CSV files"),

@@ -91,6 +91,8 @@ def test_nothing_is_overwritten_and_nonsense_is_refused(data_dir, tmp_path, caps
     assert "tiny/1.0.0 exists: choose another --out" in capsys.readouterr().err
     assert fill("tiny", tmp_path, "--data-dir", data_dir, "--records", 0) == 2
     assert "must be at least 1" in capsys.readouterr().err
+    assert fill("tiny", "gs://bucket/data", "--data-dir", data_dir) == 2
+    assert "--out must be on a disk" in capsys.readouterr().err
     assert fill("no_such_dataset", tmp_path) == 2
     assert "TFDS knows none of that name" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

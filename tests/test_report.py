@@ -51,6 +51,11 @@ VERDICTS = [
         "input-bound: steps waited 20% of the time, for copies to the devices; prefetch_to_device"
         " would hide them",
     ),
+    (
+        host(waiting_s=20.0),
+        "input-bound: steps waited 20% of the time, for the calls that gather records on the"
+        " devices; scan makes one call for many steps",
+    ),
 ]
 
 
@@ -203,8 +208,13 @@ def test_prometheus_gets_the_counters(data_dir):
     assert sample("datarax_tfds_elapsed_seconds_total") == here.elapsed_s
     assert sample("datarax_tfds_read_bytes_total") > 0
     assert sample("datarax_tfds_stage_seconds_total", stage="decoding") > 0
-    with refused(TypeError, "^PipelineCollector: pipeline must be a Pipeline, got int"):
-        PipelineCollector(3)
+    copy = Pipeline(source=pipeline.source.copy(name="another"), batch_size=8)
+    both = CollectorRegistry()
+    both.register(PipelineCollector(pipeline, copy))
+    for name in (pipeline.source.name, "another"):
+        assert both.get_sample_value("datarax_tfds_steps_total", {"source": name}) == 3
+    with refused(TypeError, "^PipelineCollector: each of pipelines must be a Pipeline, got int"):
+        PipelineCollector(pipeline, 3)
 
 
 def test_reports_are_logged_from_time_to_time(data_dir, caplog):

@@ -9,9 +9,17 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from datarax_tfds.cli.terminal import doing, import_tensorflow, progress, quiet_tfds, wrong_usage
+from datarax_tfds.cli.terminal import (
+    doing,
+    import_tensorflow,
+    in_store,
+    progress,
+    quiet_tfds,
+    wrong_usage,
+)
 
 _TABLES = (".csv", ".tsv")
+_SPLIT = re.compile(r"[A-Za-z]\w*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,10 @@ class Command:
     file_format: Literal["tfrecord", "array_record"] | None = None
 
     def run(self) -> int:
+        if in_store(self.path) or in_store(self.data_dir):
+            return wrong_usage(
+                "convert", "it reads and writes disks: copy PATH from a store, or DIR to it"
+            )
         if not self.path.exists():
             return wrong_usage("convert", f"there is no file or folder {self.path}")
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
@@ -52,8 +64,21 @@ class Command:
         tables = _tables(self.path)
         if not tables and (self.labels or self.image):
             return wrong_usage("convert", "--labels and --image are for CSV files")
+        if bad := [split for split in tables if not _SPLIT.fullmatch(split)]:
+            return wrong_usage(
+                "convert", f"a file is named like its split, as train.csv; got {bad}"
+            )
         import_tensorflow()
         from datarax_tfds.config.dataset_lookup import data_dirs
+        from datarax_tfds.files.own_images import has_images
+
+        if tables and self.path.is_dir() and not self.image and has_images(self.path):
+            files = ", ".join(file.name for file in tables.values())
+            return wrong_usage(
+                "convert",
+                f"{self.path} has both images and tables: give --image with the column of {files}"
+                " that holds the paths of the images, or move the tables to another folder",
+            )
 
         (place, *_) = data_dirs(self.data_dir)
         version = place / self.name / self.version

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from datarax_tfds.cli.dataset import Dataset
-from datarax_tfds.cli.terminal import doing, import_tensorflow, quiet_tfds, wrong_usage
+from datarax_tfds.cli.terminal import doing, import_tensorflow, in_store, quiet_tfds, wrong_usage
 
 _SPLITS = "train,validation,test"
 
@@ -51,6 +51,8 @@ class Command:
                 f" --records {self.records} --shards {self.shards} --max-length {self.max_length}"
                 f" --max-image-size {self.max_image_size} --seed {self.seed}",
             )
+        if in_store(self.out):
+            return wrong_usage("fill", "--out must be on a disk: copy it to the store afterwards")
         import_tensorflow()
         from datarax_tfds.files.random_records import Bounds, write_random_dataset
 

@@ -66,13 +66,12 @@ class Command:
 def _records(reader: "RecordReader", numbers: "np.ndarray", seed: int) -> Iterator[dict[str, Any]]:
     """Records one by one, since those whose sizes vary are in no batch, in the dtypes of TFDS."""
     import jax
-    import numpy as np
 
     from datarax_tfds.order.keys import record_keys
 
     for row in range(len(numbers)):
         chosen = numbers[row : row + 1]
         # Those of the first epoch, for a random map_fn.
-        keys = np.asarray(record_keys(seed, 0, chosen)).astype(np.uint32).view(np.int32)
-        columns = reader.values(chosen, keys if reader.stochastic else None)
+        keys = record_keys(seed, 0, chosen) if reader.stochastic else None
+        columns = reader.values(chosen, keys)
         yield jax.tree.map(lambda column: column[0], columns) | {"record_number": numbers[row]}

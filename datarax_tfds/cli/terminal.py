@@ -7,7 +7,10 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import Any
+
+from datarax_tfds.stores.object_path import SCHEMES
 
 
 def doing(what: str) -> None:
@@ -21,6 +24,11 @@ def wrong_usage(command: str, problem: str) -> int:
     """Says what is wrong with the words of a command, and returns the exit status for that."""
     sys.stderr.write(f"datarax-tfds {command}: {problem}\n")
     return 2
+
+
+def in_store(path: Path | None) -> bool:
+    """Whether the address of a store was given for a path, which drops one of its slashes."""
+    return path is not None and path.parts[:1] in {(f"{scheme}:",) for scheme in SCHEMES}
 
 
 def import_tensorflow() -> None:

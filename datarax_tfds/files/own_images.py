@@ -85,6 +85,11 @@ class ImageFolder:
             yield str(path), record
 
 
+def has_images(folder: Path) -> bool:
+    """Whether there is an image in a folder, or in one below it."""
+    return any(_is_image(path.name) for path in folder.rglob("*"))
+
+
 def _is_image(name: str) -> bool:
     return name.lower().endswith(_ENDINGS)
 

@@ -1,8 +1,8 @@
 """Reads CSV files, and finds what TFDS has to know of their columns to store rows as records.
 
-A number that begins with a zero, such as a postal code, stays a text. Integers of 19 digits and
-more, and those of a column with fractions or empty cells, become float64: beyond 2**53, they are
-rounded.
+Nothing is rounded: a number that begins with a zero, such as a postal code, stays a text; so does a
+column with integers that do not fit the dtype of its numbers, which is int64, or float64 if it has
+fractions or empty cells.
 """
 
 import csv
@@ -21,6 +21,7 @@ from sharding.checks import nearest, refused
 
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,17}", re.ASCII)  # all of these are int64
 _FLOAT = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)(e[+-]?\d+)?|[+-]?inf|nan", re.I | re.A)
+_LONG = re.compile(r"[+-]?\d{16,}", re.ASCII)  # float64 does not hold all of these
 _INTEGERS, _FLOATS, _TEXTS = range(3)
 
 
@@ -60,14 +61,18 @@ class Table:
                 )
         kinds = dict.fromkeys(columns, _INTEGERS)
         filled: set[str] = set()
+        long: set[str] = set()
         classes: dict[str, set[str]] = {label: set() for label in labels}
         for file in files.values():
             for row in _rows(file, columns):
                 kinds |= {name: max(kinds[name], _kind(cell)) for name, cell in row.items()}
                 filled |= {name for name, cell in row.items() if cell}
+                long |= {name for name, cell in row.items() if _LONG.fullmatch(cell)}
                 for label, seen in classes.items():
                     seen.add(row[label])
-        kinds = {name: kind if name in filled else _TEXTS for name, kind in kinds.items()}
+        for name, kind in kinds.items():
+            if name not in filled or (kind == _FLOATS and name in long):
+                kinds[name] = _TEXTS
         for label, seen in classes.items():
             if "" in seen:
                 raise refused(

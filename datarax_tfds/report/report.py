@@ -69,11 +69,13 @@ class HostReport:
         return {stage: spent / total for stage, spent in largest}
 
     @property
-    def cause(self) -> str:
-        """The stage for which the loop waits, if it waits."""
+    def cause(self) -> str | None:
+        """The stage for which the loop waits, if it waits; None if the records are on the devices,
+        so that there are no stages.
+        """
         if self.stages.get(PLACING, 0.0) > self.waiting_s / 2:
             return PLACING
-        return next(iter(self.shares), PLACING)
+        return next(iter(self.shares), None)
 
     @property
     def more_cores(self) -> int:
@@ -97,6 +99,11 @@ class HostReport:
             return f"compute-bound: batches were ready {1 - self.waiting:.1%} of the time"
         late = f"input-bound: steps waited {self.waiting:.0%} of the time"
         cause = self.cause
+        if cause is None:
+            return (
+                f"{late}, for the calls that gather records on the devices; scan makes one call for"
+                " many steps"
+            )
         if cause == PLACING:
             return f"{late}, for copies to the devices; prefetch_to_device would hide them"
         share = f"{self.shares[cause]:.0%} of the work is {cause}"
