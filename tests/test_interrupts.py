@@ -32,6 +32,7 @@ from datarax_tfds import (
     from_tfds,
     prefetch_to_device,
 )
+from datarax_tfds.files.stored_file import StoredFile
 
 SIZE = 24
 START = Cursor(0, 80)  # the next batch goes over the end of the epoch
@@ -62,7 +63,8 @@ def interrupted(call, at, error=KeyboardInterrupt):
     """Calls a function with an error at the nth line of ours; whether it got so far.
 
     Not at the end of a `with` block: between its last line and `__exit__`, CPython looks for no
-    signal, but a trace function may raise there, and a lock would never be released.
+    signal, but a trace function may raise there, and a lock would never be released. Nor while a
+    file is closed: Python calls that as a finalizer, and drops what is raised there.
     """
     left = at
     within = set()
@@ -70,7 +72,7 @@ def interrupted(call, at, error=KeyboardInterrupt):
     def trace(frame, event, argument):
         nonlocal left
         code = frame.f_code
-        if not code.co_filename.startswith(OURS):
+        if not code.co_filename.startswith(OURS) or code is StoredFile.close.__code__:
             return None
         if event == "line":
             if linecache.getline(code.co_filename, frame.f_lineno).lstrip().startswith("with "):

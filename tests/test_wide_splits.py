@@ -44,6 +44,10 @@ class RepeatedFiles:
         self._files = files
         self._length = length
 
+    @property
+    def paths(self) -> list[Any]:
+        return self._files.paths
+
     def __len__(self) -> int:
         return self._length
 
