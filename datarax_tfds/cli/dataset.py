@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,9 +40,9 @@ class Dataset:
         path = Path(self.dataset)
         return path.is_dir() and (os.sep in self.dataset or (path / "features.json").exists())
 
-    @property
+    @cached_property
     def file(self) -> ConfigFile | None:
-        """The config that is named, if it is one. It is read."""
+        """The config that is named, if it is one; read once."""
         if not ConfigFile.is_named_by(self.dataset):
             return None
         return ConfigFile.read(Path(self.dataset))

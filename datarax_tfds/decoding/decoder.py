@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 _MIN_CHUNK, MAX_CHUNK = 16, 512
 _MIN_CHUNK_BYTES = 1 << 19
 
-_SHARE_ROUNDS = 3  # of timing `map_fn`
+_TIMED_RECORDS, _TIMED_ROUNDS = 32, 3  # in which `map_fn` is timed
 
 
 def decode_chunk_size(records: int, record_bytes: int) -> int:
@@ -114,6 +114,7 @@ class Decoder:
         self._trace = of_many.get_concrete_function
         self._traced: Callable[..., Any] | None = None
         self._plain: Callable[..., Any] | None = None
+        self._recent: Sequence[bytes] = ()  # records of the last call, to time `map_fn`
         self.user_code = "+".join(filter(None, [columns.fingerprint, mapped.fingerprint])) or None
         # TensorFlow quotes a record in its error, which Python cannot decode if it is not text.
         self.errors: tuple[type[Exception], ...] = (tf.errors.OpError, UnicodeDecodeError)
@@ -148,7 +149,10 @@ class Decoder:
             the elements of an object array `[len(records)]`, unless there is only one record.
         """
         decode, inputs = self._call(records, keys)
-        return _on_host(self._tf, decode(*inputs))
+        columns = _on_host(self._tf, decode(*inputs))
+        if self._plan.config.map_fn is not None:
+            self._recent = records[:_TIMED_RECORDS]
+        return columns
 
     def _call(
         self, records: Sequence[bytes], keys: np.ndarray | None
@@ -161,12 +165,15 @@ class Decoder:
             decode = self._traced = self._traced or self._trace()
         return decode, inputs
 
-    def map_fn_share(self, records: Sequence[bytes]) -> float:
-        """The share of `map_fn` in the time of decoding these records, in `[0, 1]`.
+    def map_fn_share(self) -> float:
+        """The share of `map_fn` in the time of decoding, in `[0, 1]`; 0 before the first call.
 
-        Both run in one compiled function, so they are decoded a few times now, with and without it.
+        Both run in one compiled function, so the last records are decoded a few times now, with and
+        without it.
         """
-        tf, columns = self._tf, self._columns
+        tf, columns, records = self._tf, self._columns, self._recent
+        if not records:
+            return 0.0
         keys = np.zeros((len(records), 2), np.int32)
         mapped, inputs = self._call(records, keys)
         plain = self._plain
@@ -177,11 +184,12 @@ class Decoder:
             plain = _of_many(tf, decode, [], each_alone=each_alone).get_concrete_function()
             self._plain = plain
         plain_s = mapped_s = math.inf
-        for _ in range(_SHARE_ROUNDS):
+        for _ in range(_TIMED_ROUNDS):
             begun = time.perf_counter()
-            mapped(*inputs)
-            between = time.perf_counter()
-            plain(inputs[0])
+            with native_call():
+                mapped(*inputs)
+                between = time.perf_counter()
+                plain(inputs[0])
             mapped_s = min(mapped_s, between - begun)
             plain_s = min(plain_s, time.perf_counter() - between)
         return max(0.0, 1 - plain_s / mapped_s)

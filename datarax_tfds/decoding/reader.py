@@ -37,7 +37,6 @@ from sharding.hosts.agreement import extend_deadlines
 
 _EPISODES_COUNTED = 32
 _SAMPLE_BYTES = 64 << 20
-_MAX_TIMED = 32  # records of a call, which stay in memory to time `map_fn`
 
 
 @not_copied
@@ -106,9 +105,9 @@ class RecordReader:
         if self._transform is not None and self._transform.stochastic:
             self.random_by = "transform"
         self.stochastic = self.random_by is not None
-        self._timed_records: list[bytes] = []
         if config.map_fn is not None:
-            self.timings.map_fn_share = self._map_fn_share
+            # Not a method of `self`, because of the reference cycle.
+            self.timings.map_fn_share = self._decoder.map_fn_share
         self._stack: Stack | None = None
         self._pads_in_graph = False
         outputs, versions = self._decoder.outputs, f"tensorflow {tensorflow().__version__}"
@@ -356,13 +355,6 @@ class RecordReader:
         self.timings.count_read(records)
         return records
 
-    def _map_fn_share(self) -> float:
-        records = self._timed_records
-        if not records:
-            return 0.0
-        with native_call():
-            return self._decoder.map_fn_share(records)
-
     def _where(self, number: int) -> str:
         return f"{self.subject}: {self.files.where(number)}"
 
@@ -398,10 +390,7 @@ class RecordReader:
     ) -> dict[str, Any]:
         try:
             with self.timings.timed(DECODING), native_call():
-                columns = self._decoder(serialized, keys)
-            if self.timings.map_fn_share is not None:
-                self._timed_records = serialized[:_MAX_TIMED] if self.takes_many else serialized
-            return columns
+                return self._decoder(serialized, keys)
         except self._decoder.errors as error:
             if len(numbers) > 1:
                 # Decodes the records one by one, so that the error names the one that fails.
