@@ -113,7 +113,8 @@ def test_the_time_of_a_loop_is_waiting_or_its_own():
 
 def test_map_fn_has_its_share_of_what_decoding_took_and_parts_are_added():
     part = Timings(reads="b")
-    part.map_fn_share = lambda: 0.25
+    shares = [0.25, 0.75]
+    part.map_fn_share = lambda: shares.pop(0)
     part.add(DECODING, 8.0)
     part.count_read([b"12", b"3"])
     whole = Timings([part, Timings(reads="a"), Timings(reads="b")])
@@ -121,6 +122,21 @@ def test_map_fn_has_its_share_of_what_decoding_took_and_parts_are_added():
     totals = whole.totals()
     assert totals.stages == {DECODING: 6.0, MAP_FN: 2.0, PLACING: 1.0}
     assert (totals.read_bytes, totals.read_records, whole.reads) == (3, 2, "b, a")
+    part.add(DECODING, 4.0)
+    later = whole.totals()  # the share of what came since is another one
+    assert later.stages == {DECODING: 7.0, MAP_FN: 5.0, PLACING: 1.0}
+
+
+def test_a_signal_handler_may_count_while_its_thread_counts():
+    timings = Timings()
+
+    class Interrupted(list):
+        def __len__(self):  # as if a signal came within `count_read`
+            timings.add(READING, 1.0)
+            return super().__len__()
+
+    timings.count_read(Interrupted([b"12"]))
+    assert timings.totals().stages == {READING: 1.0}
 
 
 def streamed(data_dir, **fields):

@@ -61,8 +61,10 @@ class Timings:
         self.map_fn_share: Callable[[], float] | None = None
         self.reads = reads or ", ".join(dict.fromkeys(part.reads for part in parts))
         self._parts = parts
-        self._lock = threading.Lock()
+        # Reentrant: a signal handler may ask for a batch while this thread counts.
+        self._lock = threading.RLock()
         self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._divided_s = 0.0  # of decoding, as far as it is divided
         self._bytes = self._records = self._steps = 0
         self._waiting_s = self._stepping_s = 0.0
         self._handed_out_at: float | None = None
@@ -108,26 +110,36 @@ class Timings:
         """Forgets what was counted, as while a source was built."""
         with self._lock:
             self._seconds.clear()
+            self._divided_s = 0.0
             self._bytes = self._records = self._steps = 0
             self._waiting_s = self._stepping_s = 0.0
             self._handed_out_at = None
 
     def totals(self) -> Totals:
         """What was counted so far, with what was counted in the parts."""
+        if self.map_fn_share is not None and self._seconds.get(DECODING, 0.0) > self._divided_s:
+            self._divide(self.map_fn_share())
         with self._lock:
             seconds = self._seconds.copy()
             counts = self._bytes, self._records
             steps, waiting_s, stepping_s = self._steps, self._waiting_s, self._stepping_s
-        if self.map_fn_share is not None and seconds[DECODING]:
-            mapped = seconds[DECODING] * self.map_fn_share()
-            seconds[DECODING] -= mapped
-            seconds[MAP_FN] += mapped
         for part in self._parts:
             of_part = part.totals()
             for stage, spent in of_part.stages.items():
                 seconds[stage] += spent
             counts = counts[0] + of_part.read_bytes, counts[1] + of_part.read_records
         return Totals(steps, waiting_s + stepping_s, waiting_s, dict(seconds), *counts)
+
+    def _divide(self, share: float) -> None:
+        """Counts a share of the decoding since the last call as that of `map_fn`.
+
+        What was divided before stays as it is, so that no time becomes less from report to report.
+        """
+        with self._lock:
+            mapped = share * (self._seconds[DECODING] - self._divided_s)
+            self._seconds[DECODING] -= mapped
+            self._seconds[MAP_FN] += mapped
+            self._divided_s = self._seconds[DECODING]
 
 
 class _Timed:
