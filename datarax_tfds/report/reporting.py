@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 
 import jax
 
@@ -49,9 +50,11 @@ class LoggedReports:
         own, self._last = now.since(self._last), now
         notes = [own.as_note()]
         if len(self._processes) > 1:
-            job.coordinator.put(f"report/{own.process}", notes[0])
-            if own.process != min(self._processes):
-                return
-            told = job.coordinator.notes("report")
-            notes += [note for process, note in told.items() if process != own.process]
+            # If the coordinator is gone, the next request that the run depends on raises.
+            with suppress(ConnectionError):
+                job.coordinator.put(f"report/{own.process}", notes[0])
+                if own.process != min(self._processes):
+                    return
+                told = job.coordinator.notes("report")
+                notes += [note for process, note in told.items() if process != own.process]
         _log.info("%s: %s", self._subject, Report.of_notes(notes).verdict)
