@@ -488,9 +488,10 @@ class Pipeline(nnx.Module):
         return report if since is None else report.since(since)
 
     def log_reports(self, every_s: int = 60) -> None:
-        """Logs the verdict of `report` on the time since the last one, when a batch is handed out.
+        """Logs from time to time what `report` says of the time since the last log.
 
-        Process 0 logs it, for the slowest process that it has heard of. No process waits for it.
+        It is logged when a batch is handed out: by process 0, for the slowest process that it has
+        heard of. No process waits for another. It costs what a call of `report` does.
 
         Args:
             every_s: How many seconds to wait between two of them; 0 to log no more.

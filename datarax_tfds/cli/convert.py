@@ -24,7 +24,7 @@ _SPLIT = re.compile(r"[A-Za-z]\w*", re.ASCII)
 
 @dataclass(frozen=True)
 class Command:
-    """Makes a dataset in TFDS's format of images or tables of your own.
+    """Makes a dataset in TFDS's format from your own images or tables.
 
     A folder of images has one folder for each label, as photos/cat/1.jpg, or one for each split
     with these in it, as photos/train/cat/1.jpg. Without folders for splits, the split is train.

@@ -47,7 +47,7 @@ class Command:
 
 @contextmanager
 def _notices() -> Iterator[list[int]]:
-    """Collects the signals that announce a preemption, instead of ending by them."""
+    """Collects the signals that announce a preemption, so that they do not end this process."""
     got: list[int] = []
     before = {
         number: signal.signal(number, lambda number, _: got.append(number))

@@ -160,7 +160,11 @@ class Report:
     def scalars(self, prefix: str = "input") -> dict[str, float]:
         """The numbers of the slowest process, for TensorBoard, Weights & Biases or CLU:
 
-        writer.write_scalars(step, pipeline.report().scalars())
+            writer.write_scalars(step, pipeline.report().scalars())
+
+        Returns:
+            `waiting`, a share in `[0, 1]`; `waiting_s`, `elapsed_s` and the seconds of each stage;
+            and `read_bytes`. The prefix and a slash stand before each name.
         """
         host = self.slowest
         seconds = {f"{prefix}/{stage}_s": spent for stage, spent in sorted(host.stages.items())}
