@@ -23,7 +23,7 @@ class DataLossError(RuntimeError):
 
     Attributes:
         record: The number of the corrupt record; None if something else is damaged.
-        reason: What is wrong with that record, in a few words.
+        reason: What is wrong with that record, or with a whole file, in a few words; may be empty.
         row: The row of the record in the call that read it, if a read with another seed may
             succeed, as a crop of the intact part of an image; None if every read fails.
     """
@@ -35,6 +35,11 @@ class DataLossError(RuntimeError):
     def of_record(self, record: int, reason: str, row: int | None = None) -> Self:
         """Names the corrupt record that is the cause, and returns the error."""
         self.record, self.reason, self.row = record, reason, row
+        return self
+
+    def of_file(self, reason: str) -> Self:
+        """Says what is wrong with a file as a whole, and returns the error."""
+        self.reason = reason
         return self
 
 

@@ -8,6 +8,7 @@ to any process, all processes save the same step and stop.
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import digits  # noqa: F401  (registers the dataset)
 import images
 import jax
 import optax
+from first_words import doing
 from flax import nnx
 from jax.sharding import Mesh
 from networks import NETWORKS
@@ -23,6 +25,7 @@ from training import Checkpoints, Nodes, Optimizer, on_mesh, train_to_end
 
 from datarax_tfds import (
     Cursor,
+    Evaluation,
     Pipeline,
     batch_sharding,
     config_fields,
@@ -119,8 +122,12 @@ def correct(model: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
     return {"correct": model(batch["image"]).argmax(-1) == batch["label"]}
 
 
-def train(config: Config) -> None:
+def train_and_test(
+    config: Config, new_nodes: Callable[..., Nodes], train_step: Any, measured: Any
+) -> tuple[Evaluation, int]:
+    """Trains a network; returns what `measured` finds on the test set, and the last step."""
     mesh = make_mesh(config.mesh)
+    doing("opening the dataset")
     data = pipeline(config, mesh, config.source, config.stages)
     test = pipeline(config, mesh, config.source | config.test_source, config.test_stages)
     total_steps = data.step_at(Cursor(config.epochs, 0))
@@ -128,13 +135,17 @@ def train(config: Config) -> None:
     checkpoints = Checkpoints(config.checkpoint_dir, (model, optimizer), data)
     step = train_to_end(
         checkpoints,
-        train_step_of(config),
+        train_step,
         total_steps=total_steps,
         save_every=config.checkpoint_every,
         log_every=config.log_every,
     )
     model.eval()  # batch statistics are then those of the training
-    found = evaluate(test, correct, modules=(model,))
+    return evaluate(test, measured, modules=(model,)), step
+
+
+def train(config: Config) -> None:
+    found, step = train_and_test(config, new_nodes, train_step_of(config), correct)
     if jax.process_index() == 0:
         accuracy, right = found.means["correct"], found.sums["correct"]
         print(f"test accuracy: {accuracy:.2%} ({right} of {found.records} records), step {step}")

@@ -16,10 +16,10 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 from networks import Detector, ResNet
-from train import Config, pipeline
-from training import Checkpoints, Nodes, on_mesh, train_to_end
+from train import Config, train_and_test
+from training import Nodes, on_mesh
 
-from datarax_tfds import Cursor, Pipeline, evaluate, initialize, make_mesh
+from datarax_tfds import Pipeline, initialize
 
 Batch = dict[str, Any]
 
@@ -95,21 +95,8 @@ def new_nodes(config: Config, data: Pipeline, mesh: Mesh, total_steps: int) -> N
 
 
 def train(config: Config) -> None:
-    mesh = make_mesh(config.mesh)
-    data = pipeline(config, mesh, config.source, config.stages)
-    test = pipeline(config, mesh, config.source | config.test_source, config.test_stages)
-    total_steps = data.step_at(Cursor(config.epochs, 0))
-    model, optimizer = new_nodes(config, data, mesh, total_steps)
-    checkpoints = Checkpoints(config.checkpoint_dir, (model, optimizer), data)
-    step = train_to_end(
-        checkpoints,
-        train_step,
-        total_steps=total_steps,
-        save_every=config.checkpoint_every,
-        log_every=config.log_every,
-    )
-    model.eval()  # batch statistics are then those of the training
-    sums = evaluate(test, found, modules=(model,)).sums
+    tested, step = train_and_test(config, new_nodes, train_step, found)
+    sums = tested.sums
     if jax.process_index() == 0:
         print(f"found {sums['found']:,} of {sums['objects']:,} objects, step {step}")
 

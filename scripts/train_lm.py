@@ -16,6 +16,8 @@ import docstrings  # noqa: F401  (registers the dataset)
 import jax
 import jax.numpy as jnp
 import optax
+import texts
+from first_words import doing
 from flax import nnx
 from jax.sharding import Mesh
 from training import Checkpoints, Nodes, Optimizer, on_mesh, train_to_end
@@ -26,11 +28,10 @@ from datarax_tfds import (
     TFDSStreamingConfig,
     TFDSStreamingSource,
     batch_sharding,
+    config_fields,
     initialize,
     make_mesh,
 )
-
-EOS, VOCABULARY = 256, 257  # a token for each byte, and one for the end of a document
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Config:
 
     Args:
         source: The texts: fields of `TFDSStreamingConfig`.
-        rows: How they are packed: arguments of `PackedSource`.
+        rows: How they are packed: arguments of `PackedSource`, with an `encode` of texts.py.
         mesh: The axes of the mesh, and their sizes; one may be -1. Batches are split along the
             first one.
         batch_size: Rows of a step, over all processes.
@@ -86,6 +87,7 @@ class LanguageModel(nnx.Module):
     def __init__(
         self,
         *,
+        vocabulary: int,
         length: int,
         width: int,
         layers: int,
@@ -93,7 +95,7 @@ class LanguageModel(nnx.Module):
         dtype: str = "float32",
         rngs: nnx.Rngs,
     ):
-        self.tokens = nnx.Embed(VOCABULARY, width, rngs=rngs)
+        self.tokens = nnx.Embed(vocabulary, width, rngs=rngs)
         self.places = nnx.Embed(length, width, rngs=rngs)
         self.blocks = nnx.List([Block(width, heads, dtype, rngs) for _ in range(layers)])
         self.norm = nnx.RMSNorm(width, rngs=rngs)
@@ -128,20 +130,17 @@ def train_step(model: LanguageModel, optimizer: nnx.Optimizer, batch: Any) -> di
     return {"loss": loss}
 
 
-def encode(text: str) -> list[int]:
-    return list(text.encode())
-
-
 def pipeline(config: Config, mesh: Mesh) -> Pipeline:
     rows = batch_sharding(mesh, next(iter(config.mesh)))
     text = TFDSStreamingSource(TFDSStreamingConfig(**config.source), sharding=rows)
-    packed = PackedSource(text, encode=encode, encode_name="bytes", eos_id=EOS, **config.rows)
+    packed = PackedSource(text, **config_fields(config.rows, vars(texts)))
     return Pipeline(source=packed, stages=[with_targets], batch_size=config.batch_size)
 
 
 def new_nodes(config: Config, mesh: Mesh) -> Nodes:
     def create() -> Nodes:
-        given = {"length": config.rows["length"], "rngs": nnx.Rngs(config.seed)}
+        given = {"length": config.rows["length"], "vocabulary": config.rows["eos_id"] + 1}
+        given["rngs"] = nnx.Rngs(config.seed)
         model = config_file.made(LanguageModel, config.model, "model", **given)
         chain = config.optimizer.transformation(config.steps)
         return model, nnx.Optimizer(model, chain, wrt=nnx.Param)
@@ -151,6 +150,7 @@ def new_nodes(config: Config, mesh: Mesh) -> Nodes:
 
 def train(config: Config) -> None:
     mesh = make_mesh(config.mesh)
+    doing("opening the dataset")
     data = pipeline(config, mesh)
     if jax.process_index() == 0:
         print(data.source, flush=True)

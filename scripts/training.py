@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax
 import optax
 import orbax.checkpoint as ocp
+from first_words import doing
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
@@ -56,6 +57,7 @@ def _kernels(parameters: Any) -> Any:
 
 def on_mesh(create: Callable[[], Nodes], mesh: Mesh) -> Nodes:
     """Creates a model and its optimizer, replicated on all devices."""
+    doing("creating the model")
     # Made by one program on all devices, so that every device holds the same parameters.
     replicated = NamedSharding(mesh, PartitionSpec())
     state = jax.jit(lambda: nnx.state(create()), out_shardings=replicated)()
@@ -124,6 +126,8 @@ def train_to_end(
         desc=f"from step {step}",
         disable=not leader,
     )
+    if step < total_steps:
+        doing("compiling the training step")
     with Preemption() as preemption, progress:
         for batch in prefetch_to_device(data.steps(max(total_steps - step, 0))):
             found = train_step(*checkpoints.nodes, batch)

@@ -603,6 +603,11 @@ def read_from(u, text, code=None):
     return ConfigFile.read(place / "config.yaml").fields(code and place / code)
 
 
+def packed_by(u, rows, code=None):
+    read_from(u, f"source: {{name: tiny}}\nrows: {{{rows}}}")
+    return ConfigFile.read(u.tmp / "config.yaml").packing(code and u.tmp / code)
+
+
 HALVED = "source: {name: tiny, split: train, map_fn: halved}"
 FILES = [
     Row(
@@ -634,6 +639,12 @@ FILES = [
         "name the Python file that defines them, as --code images.py",
         lambda u: read_from(u, HALVED),
         lambda u: read_from(u, HALVED, "halving.py"),
+    ),
+    Row(
+        "the section rows must name the function that encodes a text.",
+        "add encode: NAME to rows, and give the Python file that defines it as --code",
+        lambda u: packed_by(u, "length: 8"),
+        lambda u: packed_by(u, "length: 8, encode: halved", "halving.py"),
     ),
 ]
 ROWS = FIELDS + DIRECTORIES + NAMES + FILES

@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import shutil
 
 import pytest
 import yaml
+from checkout import ROOT
 
 from datarax_tfds.cli import main
 
@@ -51,6 +53,19 @@ def test_each_number_of_cores_is_measured_in_a_process_of_its_own(data_dir, tmp_
     assert found["cores"] == 1
     assert found["records_per_s"] > 0
     assert len(os.sched_getaffinity(0)) == CORES
+
+
+def test_rows_of_packed_text_are_measured_as_the_config_says(tmp_path, capsys):
+    shutil.copytree(ROOT / "tests/golden/earlier/texts", tmp_path / "data")
+    config = yaml.safe_load((ROOT / "configs/docstrings.yaml").read_text())
+    config["source"] = {"name": "golden_text", "data_dir": str(tmp_path / "data")}
+    path = tmp_path / "texts.yaml"
+    path.write_text(yaml.safe_dump(config))
+    words = ["--code", ROOT / "scripts/texts.py", "--cores", CORES, "--seconds", 0.05]
+    assert main(["bench", str(path), *map(str, words)]) == 0
+    columns, row = capsys.readouterr().out.splitlines()[:2]
+    assert columns.split()[:2] == ["cores", "rows/s"]
+    assert int(row.split()[1].replace(",", "")) > 0
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,21 @@ def test_a_config_names_the_dataset_for_other_commands(config, tmp_path, capsys)
     assert capsys.readouterr().out.endswith("all are sound\n")
 
 
+@pytest.mark.parametrize(
+    ("chosen", "left"),
+    [
+        ({}, {"image"}),
+        ({"exclude_keys": ["id"]}, {"image", "id"}),
+        ({"include_keys": ["image", "label"]}, {"label"}),
+    ],
+)
+def test_features_are_left_out_of_those_that_the_config_chooses(chosen, left, tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({"source": {"name": "tiny"} | chosen}))
+    config = Dataset(str(path)).as_configured(None, None, exclude="image")
+    assert (config.include_keys or config.exclude_keys) == left
+
+
 def test_a_config_that_is_not_there_is_named(tmp_path, capsys):
     assert main(["info", str(tmp_path / "none.yaml")]) == 2
     assert "none.yaml" in capsys.readouterr().err

@@ -36,7 +36,7 @@ def test_a_folder_of_images_becomes_records_with_its_names_as_labels(tmp_path, c
     image(folder / ".hidden" / "c.png", 9)
     assert convert(folder, tmp_path) == 0
     printed = capsys.readouterr()
-    assert printed.out == f"own/1.0.0 in {tmp_path}/data/own/1.0.0: 3 of train\n"
+    assert printed.out == f"own/1.0.0 in {tmp_path}/data/own/1.0.0: 3 records of train\n"
     assert printed.err == "ignored what is no JPEG or PNG file: 1 .txt\n"
     source, found = records(tmp_path)
     assert source.element_spec()["image"].shape == (4, 5, 3)
@@ -56,7 +56,7 @@ def test_folders_above_those_of_labels_are_splits(tmp_path, capsys):
     for value, name in enumerate(["train/cat/a.png", "train/dog/b.png", "test/cat/a.png"]):
         image(tmp_path / "photos" / name, value, size=(4 + value, 5), mode="L")
     assert convert(tmp_path / "photos", tmp_path, "--file-format", "array_record") == 0
-    assert "1 of test, 2 of train" in capsys.readouterr().out
+    assert "1 record of test, 2 of train" in capsys.readouterr().out
     source, found = records(tmp_path, "test")
     assert source.element_spec()["image"].shape == (None, None, 1)  # the sizes vary
     assert [(np.shape(r["image"]), r["label"]) for r in found] == [((6, 5, 1), 0)]
@@ -111,7 +111,7 @@ def test_a_folder_of_tables_has_one_for_each_split(tmp_path, capsys):
     (tmp_path / "table" / "train.tsv").write_text("x\ty\n1\t2\n3\t4\n")
     (tmp_path / "table" / "test.tsv").write_text("x\ty\n5\t0.5\n")
     assert convert(tmp_path / "table", tmp_path) == 0
-    assert "1 of test, 2 of train" in capsys.readouterr().out
+    assert "1 record of test, 2 of train" in capsys.readouterr().out
     _, found = records(tmp_path, "test")
     assert found == [{"x": 5, "y": 0.5}]
 

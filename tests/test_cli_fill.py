@@ -50,8 +50,9 @@ def test_random_records_are_read_as_the_real_ones(name, data_dir, detection, tmp
     assert source.element_spec() == source_of(name, real_dir).element_spec()
     assert len(list(source)) == counts["train"]
     said = ", ".join(f"{count} of {split}" for split, count in counts.items())
+    said = said.replace(" of", " records of", 1)
     printed = capsys.readouterr()
-    assert printed.out == f"{name}/1.0.0 in {tmp_path}: {said}\n"  # and nothing of TFDS
+    assert printed.out == f"{name}/1.0.0 in {made.data_dir}: {said}\n"  # and nothing of TFDS
     assert printed.err == ""
 
 
@@ -72,7 +73,7 @@ def test_a_dataset_that_is_not_prepared_is_filled_from_its_code(tmp_path, capsys
     assert fill("coco/2017", tmp_path, *words) == 0
     spec = source_of("coco/2017", tmp_path, "validation").element_spec()
     assert spec["objects"]["bbox"].shape == (None, 4)
-    assert "4 of train, 4 of validation" in capsys.readouterr().out
+    assert "4 records of train, 4 of validation" in capsys.readouterr().out
 
 
 def test_the_metadata_may_be_in_a_store(data_dir, tmp_path):

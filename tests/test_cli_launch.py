@@ -10,7 +10,7 @@ import time
 import pytest
 from checkout import GUARD_S
 
-from datarax_tfds.cli import main
+from datarax_tfds.cli import launching, main
 
 LAUNCH = [sys.executable, "-m", "datarax_tfds", "launch"]
 
@@ -25,6 +25,20 @@ def launched(count, code, tmp_path, *options):
         text=True,
         timeout=GUARD_S,
     )
+
+
+def test_noise_is_not_shown_also_if_it_is_read_in_parts(tmp_path, capsysbinary):
+    log, noise = tmp_path / "log", b"[Gloo] Rank 0 is connected to 1 peer ranks.\n"
+    whole = b"one\n" + noise + b"[Gloo] Rank 1 failed\n 50%|##" + b"\n[Glo"
+    for cut in range(len(whole)):
+        shown = 0
+        for end in (cut, len(whole)):
+            log.write_bytes(whole[:end])
+            shown = launching.print_news(log, shown, ended=False)
+        assert capsysbinary.readouterr().out == b"one\n[Gloo] Rank 1 failed\n 50%|##\n"
+    start = len(whole) - len(b"[Glo")
+    assert launching.print_news(log, start, ended=True) == len(whole)
+    assert capsysbinary.readouterr().out == b"[Glo"
 
 
 STOPS = """

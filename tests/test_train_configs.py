@@ -69,7 +69,7 @@ def as_a_user(monkeypatch):
     """One device, for which programs compile in half the time; and Optax and Flax promote dtypes
     and ranks without being told to.
     """
-    for script in (train, train_detection, train_lm):
+    for script in (train, train_lm):  # the first one makes the mesh of train_detection, too
         devices = jax.devices()[:1]
         monkeypatch.setattr(script, "make_mesh", functools.partial(make_mesh, devices=devices))
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):

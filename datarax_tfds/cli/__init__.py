@@ -96,6 +96,7 @@ def _unknown(name: str) -> str:
     there = f"the commands are {', '.join(commands)}"
     if not name:
         return f"datarax-tfds: a command is missing; {there}\n"
+    # Not `sharding.checks.nearest`, which would import JAX for a misspelled word.
     near = difflib.get_close_matches(name.lower(), commands, n=1)
     meant = f"did you mean {near[0]}?" if near else there
     return f"datarax-tfds: there is no command {name!r}; {meant}\n"

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
-from datarax_tfds.cli.config_file import defined_in
 from datarax_tfds.cli.dataset import Dataset
 from datarax_tfds.cli.terminal import doing, import_tensorflow, print_json, print_table, wrong_usage
+from datarax_tfds.cli.user_code import imported_code
 
 if TYPE_CHECKING:
     from datarax_tfds import HostReport, Pipeline
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Command:
     """Measures how many records a second a stream of random records delivers on 1 to n cores.
+
+    With the config of a program that packs text, it measures rows of tokens. At the first time, the
+    tokens of all texts are counted before.
 
     Args:
         split: Any split that TFDS understands. By default, that of the config, or train.
@@ -58,24 +61,49 @@ class Command:
             )
             return wrong_usage("bench", problem)
         import_tensorflow()
-        fields: dict[str, Any] = {"shuffle": True}
-        if self.exclude_keys is not None:
-            fields |= {"exclude_keys": set(self.exclude_keys.split(","))}
-        config = self.dataset.as_configured(self.split, self.code, **fields)
-        file = self.dataset.file
-        batch_size = self.batch_size or (file.batch_size if file else None) or 128
+        stream = self._stream()
         found = []
-        with defined_in(self.code):  # other processes import it, too
+        with imported_code(self.code):  # other processes import it, too
             for count in counts:
-                doing(f"reading {config.name}:{config.split} on {count} of the cores")
-                found.append(_on_cores(count, config, batch_size, self.seconds, self.step_ms))
+                doing(f"reading {stream.config.name}:{stream.config.split} on {count} of the cores")
+                found.append(_on_cores(count, stream, self.seconds, self.step_ms))
         if self.picture is not None:
             _draw(found, self.picture)
         if self.json:
             print_json([asdict(each) for each in found])
         else:
-            _print(found)
+            _print(found, "records/s" if stream.rows is None else "rows/s")
         return 0
+
+    def _stream(self) -> "Stream":
+        config = self.dataset.as_configured(
+            self.split, self.code, exclude=self.exclude_keys, shuffle=True
+        )
+        file = self.dataset.file
+        batch_size = self.batch_size or (file.batch_size if file else None) or 128
+        return Stream(config, batch_size, None if file is None else file.packing(self.code))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What is measured.
+
+    Args:
+        config: What is read.
+        batch_size: Records of a batch.
+        rows: The arguments of a `PackedSource` of these records; None if they are not packed.
+    """
+
+    config: "TFDSStreamingConfig"
+    batch_size: int
+    rows: dict[str, Any] | None
+
+    def pipeline(self) -> "Pipeline":
+        from datarax_tfds import PackedSource, Pipeline, TFDSStreamingSource
+
+        records = TFDSStreamingSource(self.config)
+        source = records if self.rows is None else PackedSource(records, **self.rows)
+        return Pipeline(source=source, batch_size=self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -84,7 +112,7 @@ class Measured:
 
     Args:
         cores: On so many cores.
-        records_per_s: Records a second, after the first batch.
+        records_per_s: Records or packed rows a second, after the first batch.
         first_batch_s: How long the source and its first batch took.
         stages: The share of each stage in the work of the threads.
         waiting: The share of the time for which steps waited for their batches; None if no steps
@@ -100,14 +128,10 @@ class Measured:
     verdict: str | None
 
 
-def measured(
-    config: "TFDSStreamingConfig", batch_size: int, seconds: float, step_ms: float | None
-) -> Measured:
+def measured(stream: Stream, seconds: float, step_ms: float | None) -> Measured:
     """Reads batches for some seconds in this process."""
-    from datarax_tfds import Pipeline, TFDSStreamingSource
-
     begun = time.perf_counter()
-    pipeline = Pipeline(source=TFDSStreamingSource(config), batch_size=batch_size)
+    pipeline = stream.pipeline()
     batches = pipeline.batches()
     next(batches)
     first_batch_s = time.perf_counter() - begun
@@ -115,7 +139,7 @@ def measured(
     steps = None if step_ms is None else _reported(pipeline, batches, seconds, step_ms / 1e3)
     return Measured(
         alone.cores,
-        alone.steps * batch_size / alone.elapsed_s,
+        alone.steps * stream.batch_size / alone.elapsed_s,
         first_batch_s,
         alone.shares,
         None if steps is None else steps.waiting,
@@ -135,22 +159,16 @@ def _reported(
     return pipeline.report(since=before).hosts[0]
 
 
-def _on_cores(
-    cores: int,
-    config: "TFDSStreamingConfig",
-    batch_size: int,
-    seconds: float,
-    step_ms: float | None,
-) -> Measured:
+def _on_cores(cores: int, stream: Stream, seconds: float, step_ms: float | None) -> Measured:
     """As `measured`, in a process that may use only so many cores, if this one may use more."""
     if cores == _cores_here():
-        return measured(config, batch_size, seconds, step_ms)
+        return measured(stream, seconds, step_ms)
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
 
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, initializer=_keep_to, initargs=(cores,)) as pool:
-        return pool.submit(measured, config, batch_size, seconds, step_ms).result()
+        return pool.submit(measured, stream, seconds, step_ms).result()
 
 
 def _keep_to(cores: int) -> None:
@@ -175,8 +193,8 @@ def _counts(text: str | None) -> list[int]:
     return counts if min(counts) >= 1 and max(counts) <= most else []
 
 
-def _print(found: list[Measured]) -> None:
-    columns = ["cores", "records/s", "first batch, s"]
+def _print(found: list[Measured], speed: str) -> None:
+    columns = ["cores", speed, "first batch, s"]
     rows = [[each.cores, round(each.records_per_s), f"{each.first_batch_s:.2f}"] for each in found]
     stages = sorted({stage for each in found for stage in each.stages})
     columns += stages

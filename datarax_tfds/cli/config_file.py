@@ -1,20 +1,19 @@
 """Reads what commands need of the config of a training program: the dataset, the mesh, the batch.
 
-Such a file has a section `source` with the fields of `from_tfds`, and may have `mesh` and
-`batch_size`; the rest is the program's own. It names functions, and runs none: the user of a
-command says in which Python file they are.
+Such a file has a section `source` with the fields of `from_tfds`. It may have `mesh`, `batch_size`,
+and `rows` with the arguments of `PackedSource`; the rest is the program's own. It names functions,
+and runs none: the user of a command says in which Python file they are.
 """
 
-import importlib
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-# Fields that say which dataset is read, or how an eager source keeps it.
-_NOT_OF_STREAMS = ("name", "data_dir", "eager", "layout")
+from datarax_tfds.cli.user_code import imported_code
+
+# They say which dataset is read, which a command may replace, or how an eager source keeps it.
+_NOT_PASSED_ON = ("name", "data_dir", "eager", "layout")
 
 
 @dataclass(frozen=True)
@@ -24,12 +23,14 @@ class ConfigFile:
     Args:
         path: The file.
         source: The fields of `from_tfds`, with names in place of functions.
+        rows: The arguments of `PackedSource`, likewise; None if it does not pack text.
         mesh: The size of each axis; None if the file does not say it.
         batch_size: Records of a batch; None if the file does not say it.
     """
 
     path: Path
     source: dict[str, Any]
+    rows: dict[str, Any] | None
     mesh: dict[str, int] | None
     batch_size: int | None
 
@@ -64,7 +65,9 @@ class ConfigFile:
                 holds=held,
                 fix="add source: {name: mnist, split: train}",
             )
-        return cls(path, dict(source), values.get("mesh"), values.get("batch_size"))
+        rows = values.get("rows")
+        packed = dict(rows) if isinstance(rows, Mapping) else None
+        return cls(path, dict(source), packed, values.get("mesh"), values.get("batch_size"))
 
     def fields(self, code: Path | None) -> dict[str, Any]:
         """The fields of a `TFDSStreamingConfig` for the same records, except those of the dataset.
@@ -75,10 +78,37 @@ class ConfigFile:
         Raises:
             ValueError: The file names functions, and there is no `code`, or they are not there.
         """
+        source = {key: value for key, value in self.source.items() if key not in _NOT_PASSED_ON}
+        return self._with_functions(source, code)
+
+    def packing(self, code: Path | None) -> dict[str, Any] | None:
+        """The arguments of the `PackedSource` of the config; None if it does not pack text.
+
+        Args:
+            code: As for `fields`.
+
+        Raises:
+            ValueError: As for `fields`, or `rows` does not say how texts are encoded.
+        """
+        from sharding.checks import refused
+
+        if self.rows is None:
+            return None
+        if "encode" not in self.rows:
+            raise refused(
+                ValueError,
+                str(self.path),
+                "the section rows must name the function that encodes a text.",
+                rows=", ".join(self.rows),
+                fix="add encode: NAME to rows, and give the Python file that defines it as --code",
+            )
+        return self._with_functions(self.rows, code)
+
+    def _with_functions(self, values: Mapping[str, Any], code: Path | None) -> dict[str, Any]:
         from datarax_tfds.config.config_fields import config_fields, named_functions
         from sharding.checks import refused
 
-        wanted = named_functions(self.source)
+        wanted = named_functions(values)
         if wanted and code is None:
             raise refused(
                 ValueError,
@@ -87,20 +117,5 @@ class ConfigFile:
                 functions=", ".join(wanted),
                 fix="name the Python file that defines them, as --code images.py",
             )
-        source = {key: value for key, value in self.source.items() if key not in _NOT_OF_STREAMS}
-        with defined_in(code) as functions:
-            return config_fields(source, functions)
-
-
-@contextmanager
-def defined_in(code: Path | None) -> Iterator[Mapping[str, Any]]:
-    """Runs a Python file as a module, and yields its names. TFDS then knows its datasets."""
-    if code is None:
-        yield {}
-        return
-    folder = str(code.absolute().parent)
-    sys.path.insert(0, folder)
-    try:
-        yield vars(importlib.import_module(code.stem))
-    finally:
-        sys.path.remove(folder)
+        with imported_code(code) as functions:
+            return config_fields(values, functions)

@@ -13,6 +13,7 @@ from datarax_tfds.cli.terminal import (
     doing,
     import_tensorflow,
     in_store,
+    print_dataset,
     progress,
     quiet_tfds,
     wrong_usage,
@@ -69,6 +70,8 @@ class Command:
                 "convert", f"a file is named like its split, as train.csv; got {bad}"
             )
         import_tensorflow()
+        import tensorflow_datasets as tfds
+
         from datarax_tfds.config.dataset_lookup import data_dirs
         from datarax_tfds.files.own_images import has_images
 
@@ -102,7 +105,9 @@ class Command:
                 supervised_keys=keys if not tables and "label" in features else None,
                 file_format=self.file_format,
             )
-        self._say(version)
+        info = tfds.builder_from_directory(version).info
+        counts = {name: split.num_examples for name, split in info.splits.items()}
+        print_dataset(info.full_name, version, counts)
         return 0
 
     def _images(self) -> tuple[Any, dict[str, Iterable[Any]]]:
@@ -122,13 +127,6 @@ class Command:
         table = Table.read(files, labels, self.image)
         features = table.features(_shape(table.images) if self.image else None)
         return features, {split: table.records(split) for split in files}
-
-    def _say(self, version: Path) -> None:
-        import tensorflow_datasets as tfds
-
-        info = tfds.builder_from_directory(version).info
-        splits = [f"{split.num_examples:,} of {name}" for name, split in info.splits.items()]
-        sys.stdout.write(f"{info.full_name} in {version}: {', '.join(splits)}\n")
 
 
 def _tables(path: Path) -> dict[str, Path]:

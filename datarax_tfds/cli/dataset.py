@@ -65,18 +65,21 @@ class Dataset:
         return TFDSStreamingConfig(name=name, data_dir=data_dir, **fields)
 
     def as_configured(
-        self, split: str | None, code: Path | None, **fields: Any
+        self, split: str | None, code: Path | None, exclude: str | None = None, **fields: Any
     ) -> "TFDSStreamingConfig":
         """As `config`, with what the file says that is named, if it is one.
 
         Args:
             split: By default, that of the file, or else train.
             code: The Python file with the functions that the file names.
+            exclude: Features to leave out of those that the file asks for, with commas between.
             **fields: Further fields, in place of those of the file.
         """
         file = self.file
         fields = ({} if file is None else file.fields(code)) | fields
         own = fields.pop("split", "train")
+        if exclude is not None:
+            _leave_out(set(exclude.split(",")), fields)
         return self.config(split or own, **fields)
 
     def directory(self) -> PurePath:
@@ -89,3 +92,11 @@ class Dataset:
         from datarax_tfds.files.preparing import prepared_dataset
 
         return prepared_dataset(self.config()).directory
+
+
+def _leave_out(names: set[str], fields: dict[str, Any]) -> None:
+    """Leaves features out of the fields of a config, which may choose some already."""
+    if (included := fields.get("include_keys")) is not None:
+        fields["include_keys"] = set(included) - names
+    else:
+        fields["exclude_keys"] = {*(fields.get("exclude_keys") or ()), *names}

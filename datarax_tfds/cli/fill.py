@@ -1,6 +1,5 @@
 """`datarax-tfds fill`: writes random records with the features of a real dataset."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +7,14 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from datarax_tfds.cli.dataset import Dataset
-from datarax_tfds.cli.terminal import doing, import_tensorflow, in_store, quiet_tfds, wrong_usage
+from datarax_tfds.cli.terminal import (
+    doing,
+    import_tensorflow,
+    in_store,
+    print_dataset,
+    quiet_tfds,
+    wrong_usage,
+)
 
 _SPLITS = "train,validation,test"
 
@@ -70,8 +76,7 @@ class Command:
         bounds = Bounds(self.max_length, self.max_image_size)
         with quiet_tfds():
             write_random_dataset(info, place, counts, self.seed, bounds, num_shards=self.shards)
-        said = ", ".join(f"{count:,} of {name}" for name, count in counts.items())
-        sys.stdout.write(f"{info.full_name} in {place}: {said}\n")
+        print_dataset(info.full_name, version, counts)
         return 0
 
 

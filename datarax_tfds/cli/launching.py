@@ -22,6 +22,7 @@ _POLL_S = 0.05
 _NO_FAILURE = (None, 0, os.EX_TEMPFAIL)
 # What JAX's CPU backend prints of itself. It stays in the logs.
 _NOISE = re.compile(rb"^\[Gloo\] Rank \d+ is connected to .*\n", re.MULTILINE)
+_START_OF_NOISE = b"[Gloo] Rank "
 
 
 def start(
@@ -93,7 +94,7 @@ def launch(
     try:
         while True:
             states = [process.poll() for process in processes]
-            shown = _show(_log(logs, 0), shown)
+            shown = print_news(_log(logs, 0), shown, ended=states[0] is not None)
             failed = [number for number, state in enumerate(states) if state not in _NO_FAILURE]
             if failed:
                 return _report(failed[0], states, command, _log(logs, failed[0]))
@@ -144,11 +145,19 @@ def _log(logs: Path, number: int) -> Path:
     return logs / f"process-{number}.log"
 
 
-def _show(log: Path, start: int) -> int:
-    """Prints what was added to a log since offset `start`. Returns the new offset."""
+def print_news(log: Path, start: int, *, ended: bool) -> int:
+    """Prints what was added to a log since offset `start`, but for noise. Returns the new offset.
+
+    The beginning of a line that may become noise is left for the next call, unless the process has
+    ended. Other beginnings are printed at once, such as a progress bar, which has no end of line.
+    """
     with log.open("rb") as file:
         file.seek(start)
         news = file.read()
+    if not ended:
+        line = news.rfind(b"\n") + 1
+        if news.startswith(_START_OF_NOISE[: len(news) - line], line):
+            news = news[:line]
     sys.stdout.buffer.write(_NOISE.sub(b"", news))
     sys.stdout.buffer.flush()
     return start + len(news)

@@ -1,15 +1,20 @@
 """`datarax-tfds prepare`: has TFDS download and prepare a dataset, by one process."""
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from datarax_tfds.cli.config_file import defined_in
 from datarax_tfds.cli.dataset import Dataset
-from datarax_tfds.cli.terminal import doing, import_tensorflow, quiet_tfds, wrong_usage
+from datarax_tfds.cli.terminal import (
+    doing,
+    import_tensorflow,
+    print_dataset,
+    quiet_tfds,
+    wrong_usage,
+)
+from datarax_tfds.cli.user_code import imported_code
 
 
 @dataclass(frozen=True)
@@ -46,9 +51,8 @@ class Command:
             download_and_prepare_kwargs=options,
         )
         doing(f"preparing {self.dataset.dataset}")
-        with defined_in(self.code), quiet_tfds():
+        with imported_code(self.code), quiet_tfds():
             prepared = prepared_dataset(config)
-        splits = prepared.info.splits.items()
-        said = ", ".join(f"{split.num_examples:,} records of {name}" for name, split in splits)
-        sys.stdout.write(f"{prepared.info.full_name} in {prepared.directory}: {said}\n")
+        counts = {name: split.num_examples for name, split in prepared.info.splits.items()}
+        print_dataset(prepared.info.full_name, prepared.directory, counts)
         return 0

@@ -5,9 +5,9 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from datarax_tfds.stores.object_path import SCHEMES
@@ -45,6 +45,14 @@ def import_tensorflow() -> None:
 
 def print_json(value: Any) -> None:
     sys.stdout.write(f"{json.dumps(value, indent=2)}\n")
+
+
+def print_dataset(name: str, version: PurePath, records: Mapping[str, int]) -> None:
+    """Prints where a dataset has been prepared or written, and the records of each split."""
+    (first, count), *others = records.items()
+    splits = [f"{count:,} record{'s' if count != 1 else ''} of {first}"]
+    splits += [f"{count:,} of {split}" for split, count in others]
+    sys.stdout.write(f"{name} in {version}: {', '.join(splits)}\n")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "") -> None:

@@ -98,11 +98,12 @@ def _verified(work: list[tuple[PurePath, int, str]], processes: int) -> Iterator
 
 
 def _verify(item: tuple[PurePath, int, str]) -> _Verified:
-    from datarax_tfds.files.verification import damage_in, version_of_file
+    from datarax_tfds.files.verification import damage_in, missing, version_of_file
 
     path, length, file_format = item
     version = version_of_file(path)
-    return str(path), version, [asdict(each) for each in damage_in(path, length, file_format)]
+    found = [missing(path)] if version is None else damage_in(path, length, file_format)
+    return str(path), version, [asdict(each) for each in found]
 
 
 class _Log:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sharding.checks import nearest, refused
 
-_FUNCTIONS = ("map_fn", "transform", "filter_fn", "batch_stats_fn")
+_FUNCTIONS = ("map_fn", "transform", "filter_fn", "batch_stats_fn", "encode")
 
 
 def config_fields(values: Mapping[str, Any], functions: Mapping[str, Any]) -> dict[str, Any]:
@@ -20,9 +20,10 @@ def config_fields(values: Mapping[str, Any], functions: Mapping[str, Any]) -> di
         source = from_tfds(**fields)
 
     Args:
-        values: The fields of `from_tfds`, `TFDSEagerConfig` or `TFDSStreamingConfig`. A function is
-            named, as `random_crop`, or is a mapping of its `name` and of further keyword arguments.
-            In `decoders`, `skip` stands for `tfds.decode.SkipDecoding()`.
+        values: The fields of `from_tfds`, `TFDSEagerConfig` or `TFDSStreamingConfig`, or the
+            arguments of `PackedSource`. A function is named, as `random_crop`, or is a mapping of
+            its `name` and of further keyword arguments. In `decoders`,
+            `skip` stands for `tfds.decode.SkipDecoding()`.
         functions: The functions by name, such as the `vars` of the module that defines them.
 
     Returns:

@@ -58,7 +58,8 @@ class ArrayRecordFile:
 
     def _loss(self, error: Exception, *, fix: str, **facts: object) -> DataLossError:
         problem = "the file cannot be read."
-        return refused(DataLossError, str(self._path), problem, **facts, error=error, fix=fix)
+        loss = refused(DataLossError, str(self._path), problem, **facts, error=error, fix=fix)
+        return loss.of_file(str(error))
 
 
 class ArrayRecordOpener:

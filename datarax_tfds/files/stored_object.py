@@ -27,13 +27,14 @@ def version_of(generation: bytes, size: int) -> FileVersion:
 def require_same(path: ObjectPath, before: bytes, now: bytes) -> None:
     """Raises a `DataLossError` if an object has another generation than before."""
     if now != before:
+        problem = "the object was replaced after its records were counted."
         raise refused(
             DataLossError,
             str(path),
-            "the object was replaced after its records were counted.",
+            problem,
             bucket=path.bucket,
             fix="put back the object as it was, or build the source anew",
-        )
+        ).of_file(problem)
 
 
 @not_copied

@@ -75,25 +75,26 @@ def version_of_file(path: PurePath) -> str | None:
         return None
 
 
+def missing(path: PurePath) -> Damage:
+    return Damage(str(path), None, "", "the file is missing.")
+
+
 def damage_in(path: PurePath, length: int, file_format: str) -> list[Damage]:
     """Reads all records of a file, and verifies all checksums.
 
     Args:
-        path: The file, also in a store.
+        path: The file, also in a store; it exists.
         length: The number of its records in the metadata.
         file_format: `tfrecord` or `array_record`.
 
     Raises:
         OSError: The file system or the store fails.
     """
-    if version_of_file(path) is None:
-        return [Damage(str(path), None, "", "the file is missing.")]
     find = _in_tfrecord if file_format == "tfrecord" else _in_array_record
     try:
         found, records = find(path)
     except DataLossError as error:
-        first = str(error).partition("\n")[0].removeprefix(f"{path}: ")
-        return [Damage(str(path), None, "", first)]
+        return [Damage(str(path), None, "", error.reason or "the file cannot be read.")]
     # After a damaged length, the rest of the records was not counted.
     if records != length and not found:
         problem = f"the file holds {records} records, dataset_info.json says {length}."
