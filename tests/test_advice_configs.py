@@ -641,6 +641,12 @@ FILES = [
         lambda u: read_from(u, HALVED, "halving.py"),
     ),
     Row(
+        "... does not define the functions that the config names.",
+        "correct the names, or name the file that defines them as --code",
+        lambda u: read_from(u, HALVED.replace("halved", "halfed"), "halving.py"),
+        lambda u: read_from(u, HALVED, "halving.py"),
+    ),
+    Row(
         "the section rows must name the function that encodes a text.",
         "add encode: NAME to rows, and give the Python file that defines it as --code",
         lambda u: packed_by(u, "length: 8"),

@@ -48,4 +48,4 @@ def test_what_cannot_be_prepared_is_refused(tmp_path, capsys):
     assert main(["prepare", str(tmp_path)]) == 2
     assert "give the name of a dataset" in capsys.readouterr().err
     assert main(["prepare", "mnist", "--code", str(tmp_path / "none.py")]) == 2
-    assert "there is no file" in capsys.readouterr().err
+    assert "No such file or directory" in capsys.readouterr().err

@@ -24,7 +24,8 @@ CHECKPOINT = {"DataSave", "DataRestore", "DataCheckpointable", "latest_valid_ste
 
 def programs(page: Path, data_dir: Path, tmp_path: Path) -> list[str]:
     """Those of a page; only what names the dataset is another, since the test has no network."""
-    found = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    # Those of Grain run, too; PyTorch and datarax are not installed here.
+    found = re.findall(r'```python(?: title="Grain")?\n(.*?)```', page.read_text(), re.DOTALL)
     here = f'"tiny", data_dir={str(data_dir)!r}'
     found = [re.sub('name="(mnist|imagenet2012)"', f"name={here}", program) for program in found]
     rows = ('name="lm1b"', f"name={here}".replace("tiny", "text", 1)), ("length=2048", "length=4")
@@ -38,7 +39,12 @@ def programs(page: Path, data_dir: Path, tmp_path: Path) -> list[str]:
     yaml = f"  name: tiny\n  data_dir: {data_dir}\n"
     found = [program.replace("  name: mnist\n", yaml) for program in found]
     first = f'from_tfds("tiny", "train", data_dir={str(data_dir)!r},'
-    return [program.replace('from_tfds("mnist", "train",', first) for program in found]
+    found = [program.replace('from_tfds("mnist", "train",', first) for program in found]
+    array_record = f'data_source("tiny_array", data_dir={str(data_dir)!r}'
+    found = [program.replace('data_source("mnist"', array_record) for program in found]
+    # Without processes of its own, which take seconds to start.
+    workers = "mp_prefetch(grain.multiprocessing.MultiprocessingOptions(num_workers=0))"
+    return [program.replace("mp_prefetch()", workers) for program in found]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -118,4 +118,12 @@ class ConfigFile:
                 fix="name the Python file that defines them, as --code images.py",
             )
         with imported_code(code) as functions:
+            if absent := [name for name in wanted if not callable(functions.get(name))]:
+                raise refused(
+                    ValueError,
+                    str(self.path),
+                    f"{code} does not define the functions that the config names.",
+                    functions=", ".join(absent),
+                    fix="correct the names, or name the file that defines them as --code",
+                )
             return config_fields(values, functions)

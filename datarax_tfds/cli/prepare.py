@@ -38,8 +38,6 @@ class Command:
     def run(self) -> int:
         if self.dataset.is_directory:
             return wrong_usage("prepare", "give the name of a dataset, and --data-dir")
-        if self.code is not None and not self.code.is_file():
-            return wrong_usage("prepare", f"there is no file {self.code}")
         import_tensorflow()
         from datarax_tfds.files.preparing import prepared_dataset
 

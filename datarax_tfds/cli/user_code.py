@@ -10,10 +10,15 @@ from typing import Any
 
 @contextmanager
 def imported_code(code: Path | None) -> Iterator[Mapping[str, Any]]:
-    """Runs a Python file as a module, and yields its names. TFDS then knows its datasets."""
+    """Runs a Python file as a module, and yields its names. TFDS then knows its datasets.
+
+    Raises:
+        OSError: It cannot be read.
+    """
     if code is None:
         yield {}
         return
+    code.read_bytes()  # otherwise another module of that name might be imported
     folder = str(code.absolute().parent)
     sys.path.insert(0, folder)
     try:
