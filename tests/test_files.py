@@ -9,6 +9,7 @@ import pytest
 import tfds_datasets
 from checkout import GUARD_S
 from conftest import wait_for
+from refusals import refused
 
 from datarax_tfds import (
     DataLossError,
@@ -101,6 +102,79 @@ def test_a_header_at_any_place_of_the_window_is_found(tmp_path):
             writer.write(bytes(int(size)))
     file = TFRecordOpener()(path)
     assert [len(record) for record in file.read(range(100))] == sizes.tolist()
+
+
+@pytest.fixture
+def small_records(tmp_path):
+    """A file of 6,000 records of up to 40 bytes, so that its last record is on another page."""
+    import tensorflow as tf
+
+    path = tmp_path / "x.tfrecord"
+    records = [b"%d" % number * (number % 10) for number in range(6000)]
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records:
+            writer.write(record)
+    return path, records
+
+
+SCATTERED = [*range(5999, 0, -3), 7, 7, *range(100, 120)]  # more ranges than a call may have
+
+
+@pytest.mark.parametrize("without", [(), ("memfd_create",)], ids=["at once", "one by one"])
+def test_many_small_records_are_read_at_once_where_the_system_can(
+    small_records, without, monkeypatch
+):
+    path, records = small_records
+    for name in without:
+        monkeypatch.delattr(os, name)
+    calls = []
+    pwritev = os.pwritev
+    monkeypatch.setattr(os, "pwritev", lambda *args: calls.append(args) or pwritev(*args))
+    file = TFRecordOpener()(path)
+    for places in (SCATTERED, list(range(6000)), SCATTERED[:9]):
+        assert file.read(places) == [records[place] for place in places]
+    assert len(calls) == (0 if without else 3)  # two for the first, none for records in a row
+
+
+def test_a_file_that_is_cut_while_it_is_mapped_is_an_error_and_not_a_signal(small_records):
+    path, records = small_records
+    file = TFRecordOpener()(path)
+    assert file.read(SCATTERED)[0] == records[5999]
+    os.truncate(path, path.stat().st_size // 3)
+    with refused(DataLossError, "the file was cut while it was read"):
+        file.read(SCATTERED)
+    low = list(range(0, 1000, 2))
+    assert file.read(low) == [records[place] for place in low]
+
+
+def test_of_many_records_the_damaged_one_is_named(small_records):
+    path, _ = small_records
+    starts = scanned_starts(path)
+    with path.open("r+b") as content:
+        content.seek(int(starts[4444]) + 12)
+        content.write(b"x")
+    file = TFRecordOpener()(path)
+    with refused(DataLossError, "a record fails its checksum") as caught:
+        file.read([*range(0, 4000, 4), 4444])
+    assert caught.value.record == 4444
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:RuntimeWarning", "ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_copies_ranges_through_a_buffer_of_its_own(small_records):
+    """Otherwise it would overwrite what its parent is about to read."""
+    path, records = small_records
+    file = TFRecordOpener()(path)
+    assert file.read(SCATTERED)[0] == records[5999]
+    assert _files_in_memory() > 0
+    child = os.fork()
+    if not child:
+        os._exit(_files_in_memory())
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def _files_in_memory():
+    links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+    return sum("memfd:datarax_tfds" in os.readlink(link) for link in links if os.path.islink(link))
 
 
 def test_the_scan_of_large_records_reads_their_headers_only(tmp_path, monkeypatch):

@@ -62,9 +62,9 @@ class RecordFiles:
         unindexed: The method of `FileOpener`.
         first_record: Returns the first record of a file if that needs no index; else None.
         index_bytes: That of `FileOpener`.
-        max_open: How many files stay open, those used last. By default, a quarter of the files that
-            the process may have open (`ulimit -n`), since a file and its index take two; and no
-            more than 1 GiB of memory can hold.
+        max_open: How many files stay open, those used last. By default, a sixth of the files that
+            the process may have open (`ulimit -n`), since a file, its mapping and its index take
+            three; and no more than 1 GiB of memory can hold.
         opening_threads: With how many threads `build_indexes` opens files. On a remote file system,
             opening a file takes a round trip or two.
         reading_threads: With how many threads a read goes to several files at once; with 0, it goes
@@ -162,6 +162,8 @@ class RecordFiles:
 
     def _read(self, numbers: np.ndarray) -> list[bytes]:
         owners = np.searchsorted(self._ends, numbers, side="right")
+        if len(numbers) and (owners == owners[0]).all():
+            return self._read_file(numbers, int(owners[0]), slice(None))
         records: list[bytes] = [b""] * len(numbers)
         in_files = np.argsort(owners, kind="stable")
         parts = np.split(in_files, np.flatnonzero(np.diff(owners[in_files])) + 1)
@@ -179,7 +181,7 @@ class RecordFiles:
             return partial(self._read_file, numbers, owner, rows)
         return self._pool.submit(self._read_file, numbers, owner, rows).result
 
-    def _read_file(self, numbers: np.ndarray, owner: int, rows: np.ndarray) -> list[bytes]:
+    def _read_file(self, numbers: np.ndarray, owner: int, rows: np.ndarray | slice) -> list[bytes]:
         piece = self._pieces[owner]
         first = int(self._ends[owner]) - piece.take
         places = (numbers[rows] - first + piece.skip).tolist()
@@ -188,7 +190,7 @@ class RecordFiles:
                 return self._tried(piece, lambda file: file.read(places))
         except DataLossError as error:
             if error.record is not None:  # the place in the file becomes the number
-                error.record = int(numbers[rows[places.index(error.record)]])
+                error.record = int(numbers[rows][places.index(error.record)])
             raise
 
     def slowest(self) -> str:
@@ -305,5 +307,5 @@ class RecordFiles:
 def _open_limit(file_bytes: int) -> int:
     """How many files may stay open, if each takes so much memory."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    descriptors = soft // 4 if soft > 0 else 1 << 16
+    descriptors = soft // 6 if soft > 0 else 1 << 16
     return max(1, min(descriptors, _OPEN_BYTES // max(file_bytes, 1)))

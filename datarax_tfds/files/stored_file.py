@@ -4,6 +4,7 @@ Files of records and their indexes are listed, measured and read only by what is
 by `stored_object.py` if they are objects of a store.
 """
 
+import mmap
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
@@ -70,6 +71,16 @@ class StoredFile:
         """The bytes of several ranges `[start, stop)`, or fewer at the end of the file."""
         read, descriptor = os.pread, self._descriptor
         return [read(descriptor, b - a, a) for a, b in zip(starts, stops, strict=True)]
+
+    def mapped(self, size: int) -> mmap.mmap:
+        """The first bytes of the file, mapped into memory. Raises a `ValueError` if it has fewer.
+
+        To touch a byte that cannot be read ends the process: leave that to system calls.
+        """
+        mapping = mmap.mmap(self._descriptor, size, prot=mmap.PROT_READ)
+        if hasattr(mmap, "MADV_RANDOM"):
+            mapping.madvise(mmap.MADV_RANDOM)  # otherwise 128 KiB are read for a record
+        return mapping
 
     # An argument, because the module `os` may be gone when the interpreter exits.
     def close(self, close_descriptor: Callable[[int], None] = os.close) -> None:

@@ -11,6 +11,7 @@ import google_crc32c
 import numpy as np
 
 from datarax_tfds.errors import RESTORE, RESTORE_OR_SKIP, DataLossError
+from datarax_tfds.files.mapped_file import MappedFile
 from datarax_tfds.files.record_index import RecordIndex
 from datarax_tfds.files.stored_file import Readable, StoredFile
 from datarax_tfds.runtime.copying import not_copied
@@ -176,12 +177,20 @@ class TFRecordFile:
         path: The file, for messages.
         file: The open file.
         index: Where its records are.
+        mapped: The same file, if it is on a file system, to read many small records at once.
     """
 
-    def __init__(self, path: PurePath, file: Readable, index: RecordIndex):
+    def __init__(
+        self,
+        path: PurePath,
+        file: Readable,
+        index: RecordIndex,
+        mapped: MappedFile | None = None,
+    ):
         self._path = path
         self._file = file
         self._index = index
+        self._mapped = mapped
 
     def __len__(self) -> int:
         return len(self._index)
@@ -192,6 +201,30 @@ class TFRecordFile:
     def read(self, places: Sequence[int]) -> list[bytes]:
         index = np.asarray(places, np.int64)
         starts, stops = self._index.bounds(index)
+        return self._read_at_once(index, starts, stops) or self._read_each(index, starts, stops)
+
+    def _read_at_once(
+        self, index: np.ndarray, starts: np.ndarray, stops: np.ndarray
+    ) -> list[bytes] | None:
+        """The records, if they are many small ones; None if there may be anything wrong with them,
+        which `_read_each` then says.
+        """
+        firsts = np.flatnonzero(np.diff(index, prepend=-2) != 1)  # of consecutive records
+        sizes = stops - starts
+        if self._mapped is None or len(firsts) < _FEW or sizes.sum() > _LARGE_BYTES * len(firsts):
+            return None
+        lasts = np.append(firsts[1:], len(index)) - 1
+        content = self._mapped.copied(starts[firsts].tolist(), stops[lasts].tolist())
+        if content is None:
+            return None
+        ends = np.cumsum(sizes)
+        begins, footers = ends - sizes + _HEADER.size, ends - _FOOTER_BYTES
+        records = [content[a:b] for a, b in zip(begins.tolist(), footers.tolist(), strict=True)]
+        written = np.frombuffer(content, np.uint8)[footers[:, None] + np.arange(_FOOTER_BYTES)]
+        sound = (_masked(_crcs(records)) == written.view("<u4")[:, 0]).all()
+        return records if sound else None
+
+    def _read_each(self, index: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> list[bytes]:
         frames = self._frames(index, starts.tolist(), stops.tolist())
         cut = np.flatnonzero(np.fromiter(map(len, frames), np.int64) < stops - starts)
         if len(cut):
@@ -205,9 +238,8 @@ class TFRecordFile:
                 fix=RESTORE,
             )
         records = [frame[_HEADER.size : -_FOOTER_BYTES] for frame in frames]
-        crcs = np.fromiter(map(google_crc32c.value, records), np.uint32)
         written = np.frombuffer(b"".join([frame[-_FOOTER_BYTES:] for frame in frames]), "<u4")
-        damaged = np.flatnonzero(_masked(crcs) != written)
+        damaged = np.flatnonzero(_masked(_crcs(records)) != written)
         if len(damaged):
             place, start = int(index[damaged[0]]), int(starts[damaged[0]])
             problem = "a record fails its checksum."
@@ -243,6 +275,10 @@ def _loss(
         offset=f"byte {offset} of {file.version().size}",
         fix=fix,
     )
+
+
+def _crcs(records: Sequence[bytes]) -> np.ndarray:
+    return np.fromiter(map(google_crc32c.value, records), np.uint32)
 
 
 def _masked(crc: Any) -> Any:

@@ -16,6 +16,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from datarax_tfds.errors import DataLossError
+from datarax_tfds.files.mapped_file import MappedFile
 from datarax_tfds.files.record_index import RecordIndex, index_content
 from datarax_tfds.files.stored_file import FileVersion, StoredFile, file_names
 from datarax_tfds.files.tfrecord import FRAME_BYTES, TFRecordFile, scanned_starts
@@ -60,7 +61,7 @@ class TFRecordOpener:
             if not kept:
                 self._unkept[path] = index
         self._opened[path] = before, index.digest
-        return TFRecordFile(path, file, index)
+        return TFRecordFile(path, file, index, MappedFile(file, version.size))
 
     def rebuild_index(self, path: PurePath) -> bool:
         """Builds the index of a file again, at most once; returns whether it did.
