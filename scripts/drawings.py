@@ -13,6 +13,7 @@ from datarax_tfds.order.order import Order
 
 RECORDS, SEED, BATCH = 12, 7, 4
 CELL = 36  # of a record, with the space after it
+WIDTH = 356  # fits a phone without scrolling
 FONT = "-apple-system, 'Segoe UI', Helvetica, Arial, 'DejaVu Sans', sans-serif"
 STYLE = f"""<style>
 svg {{ --ink:#1e293b; --dim:#475569; --line:#94a3b8; --page:#ffffff; --card:#f8fafc;
@@ -50,9 +51,9 @@ def text(x: float, y: float, said: object, kind: str = "", anchor: str = "start"
     return f'<text x="{x}" y="{y}" class="{kind}" text-anchor="{anchor}">{said}</text>'
 
 
-def record(x: float, y: float, number: object, fill: str) -> list[str]:
-    middle = x + CELL / 2 - 2
-    return [box(x, y, CELL - 4, CELL - 4, fill), text(middle, y + 21, number, "n", "middle")]
+def record(x: float, y: float, number: object, fill: str, cell: int = CELL) -> list[str]:
+    middle, size = x + cell / 2 - 2, cell - 4
+    return [box(x, y, size, size, fill), text(middle, y + size / 2 + 5, number, "n", "middle")]
 
 
 def arrow(x: float, y: float, to_x: float, to_y: float) -> str:
@@ -63,100 +64,84 @@ def arrow(x: float, y: float, to_x: float, to_y: float) -> str:
 
 
 def order_picture() -> str:
-    parts, left, index = [], 150, 8
-    for epoch, y in ((0, 62), (1, 150)):
-        parts += [text(24, y + 14, f"epoch {epoch}", "h"), text(24, y + 32, f"seed {SEED}", "s")]
+    parts, left, cell, gap, index = [], 16, 26, 9, 8
+    for epoch, y in ((0, 84), (1, 178)):
+        parts += [text(left, y - 34, f"epoch {epoch}", "h"), text(84, y - 34, f"seed {SEED}", "s")]
         numbers = Order(RECORDS, seed=SEED).host_numbers(epoch, 0, RECORDS).tolist()
         for position, number in enumerate(numbers):
-            x = left + position * CELL + position // BATCH * 22
+            x = left + position * cell + position // BATCH * gap
             fill = "gold" if (epoch, position) < (0, index) else "blue"
-            parts += record(x, y, number, fill)
+            parts += record(x, y, number, fill, cell)
             if position % BATCH == 0:
                 step = (epoch * RECORDS + position) // BATCH
-                parts.append(text(x, y - 8, f"batch {step}", "s"))
-    x = left + index * CELL + index // BATCH * 22 - 14
+                parts.append(text(x, y - 10, f"batch {step}", "s"))
+    x = left + index * cell + (index // BATCH - 1) * gap + 2
     parts += [
-        arrow(x, 30, x, 60),
+        arrow(x, 30, x, 80),
         text(x, 22, "cursor: epoch 0, index 8", "g", "middle"),
-        box(x - 1, 62, 2, 34, "green", 0),
-        text(
-            24,
-            222,
-            "Gold records were handed out. A cursor is all that a job has to remember:",
-            "s",
-        ),
-        text(24, 242, "every number to the right of it is computed again when it is needed.", "s"),
+        box(x - 1, 84, 2, cell - 4, "green", 0),
+        text(left, 232, "Gold records were handed out. A cursor is all", "s"),
+        text(left, 250, "that a job has to remember: every number to", "s"),
+        text(left, 268, "the right of it is computed again when needed.", "s"),
     ]
     title = "The orders of two epochs of 12 records, cut into batches, and a cursor between batches"
-    return picture(656, 262, title, parts)
+    return picture(WIDTH, 286, title, parts)
 
 
 def rows_picture() -> str:
-    parts = [text(24, 30, "one batch of 8 rows", "h")]
-    for row in range(8):
-        parts += record(70, 46 + row * CELL, row, "gold" if row // 2 % 2 else "blue")
-        if row % 2 == 0:
-            parts.append(arrow(110, 62 + row * CELL + 18, 226, 62 + row * CELL + 18))
-    parts += [text(240, 30, 'a mesh {"data": 4, "model": 2}', "h")]
+    parts = [text(16, 28, "a batch", "h"), text(104, 28, 'a mesh {"data": 4, "model": 2}', "h")]
     for host in range(2):
-        y = 42 + host * 4 * CELL
-        parts += [box(232, y, 330, 4 * CELL - 8, "card", 8)]
-        parts += [text(244, y + 72, f"host {host}", "h")]
+        y = 42 + host * 172
+        parts += [box(96, y, 244, 164, "card", 8), text(108, y + 22, f"host {host}", "h")]
         for shard in range(2):
+            first = host * 4 + shard * 2
+            fill, top = "gold" if shard else "blue", y + 32 + shard * 66
+            for row in range(2):
+                parts += record(24, top - 1 + row * 33, first + row, fill, 32)
+            parts.append(arrow(60, top + 28, 92, top + 28))
             for model in range(2):
-                first = host * 4 + shard * 2
-                x, top = 318 + model * 120, y + 6 + shard * 66
-                parts.append(box(x, top, 112, 60, "page", 6))
-                device = first + model
-                parts.append(text(x + 8, top + 16, f"device {device}", "s"))
-                fill = "gold" if (first // 2) % 2 else "blue"
-                parts += record(x + 8, top + 23, first, fill) + record(
-                    x + 48, top + 23, first + 1, fill
-                )
+                x = 104 + model * 116
+                parts += [box(x, top, 112, 60, "page", 6)]
+                parts += [text(x + 8, top + 16, f"device {first + model}", "s")]
+                parts += record(x + 8, top + 23, first, fill)
+                parts += record(x + 48, top + 23, first + 1, fill)
     parts += [
-        text(
-            24, 362, "Host 0 reads rows 0 to 3, and host 1 rows 4 to 7. Devices along the axis", "s"
-        ),
-        text(24, 382, "model hold the same rows, and a host reads these only once.", "s"),
+        text(16, 406, "Host 0 reads rows 0 to 3, and host 1 rows 4 to 7.", "s"),
+        text(16, 424, "Devices along the axis model hold the same", "s"),
+        text(16, 442, "rows, and a host reads these only once.", "s"),
     ]
     title = "A batch of 8 rows on 8 devices of 2 hosts: each host reads the rows of its own devices"
-    return picture(584, 402, title, parts)
+    return picture(WIDTH, 460, title, parts)
 
 
 def checkpoint_picture() -> str:
     parts = [
-        text(24, 32, "the checkpoint of step 200", "h"),
-        box(24, 46, 250, 64, "blue", 6),
-        text(40, 72, "model", "h"),
-        text(40, 94, "parameters and optimizer: gigabytes", "s"),
-        box(24, 120, 250, 150, "gold", 6),
-        text(40, 146, "data", "h"),
-        text(40, 170, "epoch 3, index 640", "n"),
-        text(40, 194, "valid for: the dataset and its files,", "s"),
-        text(40, 212, "the split, the seed, the features", "s"),
-        text(40, 236, "a few hundred bytes, the same", "s"),
-        text(40, 254, "on every host, with a checksum", "s"),
-        text(
-            24,
-            298,
-            "Not in it: records, shuffle buffers, states of random numbers, numbers of hosts.",
-            "s",
-        ),
+        text(16, 28, "the checkpoint of step 200", "h"),
+        box(16, 40, WIDTH - 32, 58, "blue", 6),
+        text(32, 64, "model", "h"),
+        text(32, 86, "parameters and optimizer: gigabytes", "s"),
+        box(16, 106, WIDTH - 32, 144, "gold", 6),
+        text(32, 130, "data", "h"),
+        text(32, 154, "epoch 3, index 640", "n"),
+        text(32, 178, "valid for: the dataset and its files,", "s"),
+        text(32, 196, "the split, the seed, the features", "s"),
+        text(32, 220, "a few hundred bytes, the same", "s"),
+        text(32, 238, "on every host, with a checksum", "s"),
+        arrow(WIDTH / 2, 254, WIDTH / 2, 280),
+        text(16, 452, "Not in it: records, shuffle buffers,", "s"),
+        text(16, 470, "states of random numbers, numbers of hosts.", "s"),
     ]
-    for row, (hosts, size) in enumerate(
-        [(2, "batch size 32"), (1, "batch size 32"), (4, "batch size 64")]
-    ):
-        y = 70 + row * 68
-        parts += [arrow(280, 158, 348, y + 24), box(356, y, 262, 48, "card", 6)]
-        name = f"{hosts} host" + ("s" if hosts > 1 else "")
+    for row, (hosts, size) in enumerate([("2 hosts", 32), ("1 host", 32), ("4 hosts", 64)]):
+        y = 286 + row * 50
         parts += [
-            text(372, y + 20, name, "h"),
-            text(372, y + 38, f"goes on at record 640, {size}", "s"),
+            box(16, y, WIDTH - 32, 42, "card", 6),
+            text(32, y + 27, hosts, "h"),
+            text(100, y + 27, f"from record 640, batch size {size}", "s"),
         ]
     title = (
         "A checkpoint holds the model and the position in the data, which fits any number of hosts"
     )
-    return picture(642, 318, title, parts)
+    return picture(WIDTH, 488, title, parts)
 
 
 PICTURES = {"order": order_picture, "rows": rows_picture, "checkpoint": checkpoint_picture}
