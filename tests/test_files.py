@@ -351,3 +351,15 @@ def test_files_stay_open_up_to_a_limit_of_memory(index_bytes, kept):
     for number in reversed(range(5)):  # those used last come first
         files.read(np.array([number * records]))
     assert len(opened) == 5 - kept
+
+
+def test_records_in_a_row_are_one_request(data_dir):
+    """But not those of two files."""
+    files = opened(data_dir)
+    in_a_file = len(files) // 4
+    made = []
+    for numbers in ([3, 4, 5], [5, 4, 9], [in_a_file - 1, in_a_file]):
+        before = files.requests
+        files.read(np.array(numbers))
+        made.append(files.requests - before)
+    assert made == [1, 3, 2]

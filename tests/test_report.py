@@ -25,7 +25,7 @@ class ManualClock(threading.local):
 
 def host(process=0, waiting_s=0.0, steps=10, **stages):
     return HostReport(process, f"host-{process}", 8, "gs://data/mnist", steps, 100.0, waiting_s,
-                      stages, 2_000_000, 640)  # fmt: skip
+                      stages, 2_000_000, 640, 80)  # fmt: skip
 
 
 VERDICTS = [
@@ -76,9 +76,9 @@ def test_a_report_is_a_table_and_numbers_for_metric_writers():
     report = Report((host(0, 50.0, decoding=3.0, reading=1.0, placing=25.0), host(1, 0.3)))
     lines = repr(report).splitlines()
     assert lines[0].split() == ["host", "steps", "seconds", "waiting", "placing", "decoding",
-                                "reading", "MB", "read"]  # fmt: skip
+                                "reading", "MB", "read", "requests"]  # fmt: skip
     assert lines[1].split() == ["0", "host-0", "10", "100.0", "50.0%", "25.0%", "75.0%", "25.0%",
-                                "2.0"]  # fmt: skip
+                                "2.0", "80"]  # fmt: skip
     assert len({len(line) for line in lines[:3]}) == 1
     assert lines[3] == report.verdict
     scalars = report.scalars("data")
@@ -90,11 +90,13 @@ def test_a_report_is_a_table_and_numbers_for_metric_writers():
 def test_a_report_may_leave_out_what_an_earlier_one_has():
     first = Report((host(0, 40.0, decoding=3.0),))
     later = Report((HostReport(0, "host-0", 8, "", 30, 150.0, 42.0,
-                               {"decoding": 4.0, "reading": 1.0}, 3_000_000, 1000),))  # fmt: skip
+                               {"decoding": 4.0, "reading": 1.0}, 3_000_000, 1000,
+                               90),))  # fmt: skip
     (between,) = later.since(first).hosts
     assert (between.steps, between.elapsed_s, between.waiting_s) == (20, 50.0, 2.0)
     assert between.stages == {"decoding": 1.0, "reading": 1.0}
-    assert (between.read_bytes, between.read_records) == (1_000_000, 360)
+    counts = between.read_bytes, between.read_records, between.read_requests
+    assert counts == (1_000_000, 360, 10)
 
 
 def test_the_time_of_a_loop_is_waiting_or_its_own():
@@ -112,7 +114,10 @@ def test_the_time_of_a_loop_is_waiting_or_its_own():
 
 
 def test_map_fn_has_its_share_of_what_decoding_took_and_parts_are_added():
-    part = Timings(reads="b")
+    made = [3]
+    part = Timings(reads="b", requests=lambda: made[-1])
+    part.reset()
+    made.append(7)
     shares = [0.25, 0.75]
     part.map_fn_share = lambda: shares.pop(0)
     part.add(DECODING, 8.0)
@@ -122,6 +127,7 @@ def test_map_fn_has_its_share_of_what_decoding_took_and_parts_are_added():
     totals = whole.totals()
     assert totals.stages == {DECODING: 6.0, MAP_FN: 2.0, PLACING: 1.0}
     assert (totals.read_bytes, totals.read_records, whole.reads) == (3, 2, "b, a")
+    assert totals.read_requests == 4  # since `reset`
     part.add(DECODING, 4.0)
     later = whole.totals()  # the share of what came since is another one
     assert later.stages == {DECODING: 7.0, MAP_FN: 5.0, PLACING: 1.0}
@@ -223,6 +229,7 @@ def test_prometheus_gets_the_counters(data_dir):
     assert sample("datarax_tfds_waiting_seconds_total") == here.waiting_s
     assert sample("datarax_tfds_elapsed_seconds_total") == here.elapsed_s
     assert sample("datarax_tfds_read_bytes_total") > 0
+    assert sample("datarax_tfds_read_requests_total") == here.read_requests > 0
     assert sample("datarax_tfds_stage_seconds_total", stage="decoding") > 0
     copy = Pipeline(source=pipeline.source.copy(name="another"), batch_size=8)
     both = CollectorRegistry()

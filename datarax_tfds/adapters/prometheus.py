@@ -13,6 +13,7 @@ _COUNTS = {
     "elapsed_seconds": ("elapsed_s", "From the first request to the last batch."),
     "waiting_seconds": ("waiting_s", "In which the loop waited for batches."),
     "read_bytes": ("read_bytes", "Of stored records."),
+    "read_requests": ("read_requests", "Reads of files or a store."),
 }
 
 
@@ -24,9 +25,10 @@ class PipelineCollector:
         REGISTRY.register(PipelineCollector(pipeline))
         start_http_server(9400, addr="127.0.0.1")
 
-    It counts seconds, steps and bytes, as `HostReport` does, since the sources were built:
-    `datarax_tfds_steps_total`, `datarax_tfds_elapsed_seconds_total`,
-    `datarax_tfds_waiting_seconds_total`, `datarax_tfds_read_bytes_total` and, with a label `stage`,
+    It counts seconds, steps, bytes and requests, as `HostReport` does, since the sources were
+    built: `datarax_tfds_steps_total`, `datarax_tfds_elapsed_seconds_total`,
+    `datarax_tfds_waiting_seconds_total`, `datarax_tfds_read_bytes_total`,
+    `datarax_tfds_read_requests_total` and, with a label `stage`,
     `datarax_tfds_stage_seconds_total`. All have a label `source`, its name.
 
     Args:

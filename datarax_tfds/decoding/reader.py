@@ -82,7 +82,8 @@ class RecordReader:
         self.subject = subject
         self.files = split.files
         self.split = split
-        self.timings = Timings(reads=str(split.files.paths[0].parent))
+        files = split.files  # not `self`, because of the reference cycle
+        self.timings = Timings(reads=str(files.paths[0].parent), requests=lambda: files.requests)
         self._bytes: RecordFiles | KeptFiles | PrefetchedFiles | BlockFiles = split.files
         if split.in_store:
             self._bytes = PrefetchedFiles(split.files.read, split.record_bytes)

@@ -100,6 +100,11 @@ class KeptFiles:
         return len(self._kept)
 
     @property
+    def requests(self) -> int:
+        """As `RecordFiles.requests`."""
+        return self._files.requests
+
+    @property
     def paths(self) -> list[PurePath]:
         """As `RecordFiles.paths`."""
         return self._files.paths

@@ -102,9 +102,15 @@ class RecordFiles:
         self._busy: dict[
             int, tuple[PurePath, float]
         ] = {}  # by thread: the file it reads, since when
+        self._requests = 0
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    @property
+    def requests(self) -> int:
+        """How many places of the files were read so far: records in a row share one."""
+        return self._requests
 
     @property
     def paths(self) -> list[PurePath]:
@@ -184,7 +190,10 @@ class RecordFiles:
     def _read_file(self, numbers: np.ndarray, owner: int, rows: np.ndarray | slice) -> list[bytes]:
         piece = self._pieces[owner]
         first = int(self._ends[owner]) - piece.take
-        places = (numbers[rows] - first + piece.skip).tolist()
+        asked = numbers[rows] - first + piece.skip
+        with self._lock:
+            self._requests += 1 + int(np.count_nonzero(np.diff(asked) != 1))
+        places = asked.tolist()
         try:
             with self._noted(piece.path):
                 return self._tried(piece, lambda file: file.read(places))

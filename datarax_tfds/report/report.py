@@ -35,6 +35,8 @@ class HostReport:
             `decoding`, `map_fn`, `transform` and, of packed text, `encoding`.
         read_bytes: Of stored records that it has read.
         read_records: How many records it has read.
+        read_requests: In how many reads of a file or a store. Records that are stored in a row, and
+            are needed at once, share one.
     """
 
     process: int
@@ -47,6 +49,7 @@ class HostReport:
     stages: Mapping[str, float]
     read_bytes: int
     read_records: int
+    read_requests: int = 0
 
     @classmethod
     def of(cls, totals: Totals, process: int, host: str, cores: int, reads: str) -> "HostReport":
@@ -86,7 +89,7 @@ class HostReport:
     def since(self, earlier: "HostReport") -> "HostReport":
         """What was counted after an earlier report."""
         stages = {stage: s - earlier.stages.get(stage, 0.0) for stage, s in self.stages.items()}
-        counted = ("steps", "elapsed_s", "waiting_s", "read_bytes", "read_records")
+        counted = ("steps", "elapsed_s", "waiting_s", "read_bytes", "read_records", "read_requests")
         fields = {name: getattr(self, name) - getattr(earlier, name) for name in counted}
         return HostReport(self.process, self.host, self.cores, self.reads, stages=stages, **fields)
 
@@ -164,7 +167,7 @@ class Report:
 
         Returns:
             `waiting`, a share in `[0, 1]`; `waiting_s`, `elapsed_s` and the seconds of each stage;
-            and `read_bytes`. The prefix and a slash stand before each name.
+            and `read_bytes` and `read_requests`. The prefix and a slash stand before each name.
         """
         host = self.slowest
         seconds = {f"{prefix}/{stage}_s": spent for stage, spent in sorted(host.stages.items())}
@@ -173,19 +176,20 @@ class Report:
             f"{prefix}/waiting_s": host.waiting_s,
             f"{prefix}/elapsed_s": host.elapsed_s,
             f"{prefix}/read_bytes": float(host.read_bytes),
+            f"{prefix}/read_requests": float(host.read_requests),
             **seconds,
         }
 
     def __repr__(self) -> str:
         names = sorted({stage for host in self.hosts for stage in host.shares})
-        rows = [[*_COLUMNS, *names, "MB read"]]
+        rows = [[*_COLUMNS, *names, "MB read", "requests"]]
         for host in self.hosts:
             placing = host.stages.get(PLACING, 0.0) / (host.elapsed_s or 1.0)
             shares = [f"{host.shares.get(stage, 0.0):.1%}" for stage in names]
             named = f"{host.process} {host.host}"
             times = [f"{host.elapsed_s:.1f}", f"{host.waiting:.1%}", f"{placing:.1%}"]
-            row = [named, str(host.steps), *times, *shares, f"{host.read_bytes / 1e6:.1f}"]
-            rows.append(row)
+            read = [f"{host.read_bytes / 1e6:.1f}", str(host.read_requests)]
+            rows.append([named, str(host.steps), *times, *shares, *read])
         return "\n".join([*_aligned(rows), self.verdict])
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import numpy as np
 
 from datarax_tfds.runtime.copying import not_copied
 
@@ -27,6 +28,7 @@ class Totals:
         stages: The seconds that each stage took, summed over the threads.
         read_bytes: Of stored records.
         read_records: How many records were read.
+        read_requests: In how many reads of a file or a store; records in a row share one.
     """
 
     steps: int = 0
@@ -35,6 +37,7 @@ class Totals:
     stages: dict[str, float] = field(default_factory=dict)
     read_bytes: int = 0
     read_records: int = 0
+    read_requests: int = 0
 
 
 @not_copied
@@ -44,6 +47,7 @@ class Timings:
     Args:
         parts: The counters of the sources that this one is made of.
         reads: Where records are read from, for reports.
+        requests: Returns how many reads were made of it so far.
         clock: Returns seconds.
 
     Attributes:
@@ -55,12 +59,14 @@ class Timings:
         self,
         parts: Sequence["Timings"] = (),
         reads: str = "",
+        requests: Callable[[], int] = lambda: 0,
         clock: Callable[[], float] = time.perf_counter,
     ):
         self.clock = clock
         self.map_fn_share: Callable[[], float] | None = None
         self.reads = reads or ", ".join(dict.fromkeys(part.reads for part in parts))
         self._parts = parts
+        self._requests, self._requests_before = requests, 0
         # Reentrant: a signal handler may ask for a batch while this thread counts.
         self._lock = threading.RLock()
         self._seconds: defaultdict[str, float] = defaultdict(float)
@@ -114,6 +120,7 @@ class Timings:
             self._bytes = self._records = self._steps = 0
             self._waiting_s = self._stepping_s = 0.0
             self._handed_out_at = None
+            self._requests_before = self._requests()
 
     def totals(self) -> Totals:
         """What was counted so far, with what was counted in the parts."""
@@ -121,14 +128,15 @@ class Timings:
             self._divide(self.map_fn_share())
         with self._lock:
             seconds = self._seconds.copy()
-            counts = self._bytes, self._records
+            requests = self._requests() - self._requests_before
+            counts = np.array([self._bytes, self._records, requests])
             steps, waiting_s, stepping_s = self._steps, self._waiting_s, self._stepping_s
         for part in self._parts:
             of_part = part.totals()
             for stage, spent in of_part.stages.items():
                 seconds[stage] += spent
-            counts = counts[0] + of_part.read_bytes, counts[1] + of_part.read_records
-        return Totals(steps, waiting_s + stepping_s, waiting_s, dict(seconds), *counts)
+            counts += (of_part.read_bytes, of_part.read_records, of_part.read_requests)
+        return Totals(steps, waiting_s + stepping_s, waiting_s, dict(seconds), *counts.tolist())
 
     def _divide(self, share: float) -> None:
         """Counts a share of the decoding since the last call as that of `map_fn`.
