@@ -6,6 +6,8 @@ It prints what each report says of a stage whose time is known, and the table of
 counters, which is also written to `report.txt`, `report.json` and `report.png` in `--out`.
 """
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -19,7 +21,15 @@ import jax
 import tyro
 from benchmarking import Comparison, in_turn, show
 
-from datarax_tfds import HostReport, Pipeline, TFDSStreamingConfig, TFDSStreamingSource
+from datarax_tfds import (
+    HostReport,
+    Pipeline,
+    TFDSStreamingConfig,
+    TFDSStreamingSource,
+    batch_sharding,
+    initialize,
+    make_mesh,
+)
 from datarax_tfds.runtime.timings import PLACING, READING, TRANSFORM, Timings
 
 BATCH = 64
@@ -35,14 +45,15 @@ class Options:
     out: Path = Path("runs/benchmark")
     rounds: int = 10
     steps: int = 300
+    process: str = ""  # internal: what a subprocess of this script measures
 
 
-def pipeline(options: Options, **fields: Any) -> Pipeline:
+def pipeline(options: Options, *, sharding: Any = None, **fields: Any) -> Pipeline:
     name = benchmark_data.png_28(options.data_dir)
     config = TFDSStreamingConfig(
         name=name, split="train", data_dir=str(options.data_dir), shuffle=True, **fields
     )
-    return Pipeline(source=TFDSStreamingSource(config), batch_size=BATCH)
+    return Pipeline(source=TFDSStreamingSource(config, sharding=sharding), batch_size=BATCH)
 
 
 class Slowed:
@@ -69,7 +80,7 @@ def reported(pipeline: Pipeline, slowed: Slowed | None = None, step_s: float = 0
         slowed.spent_s = 0.0
     for _ in pipeline.steps(STEPS):
         time.sleep(step_s)
-    return pipeline.report(since=before).hosts[0]
+    return pipeline.report(since=before).hosts[jax.process_index()]
 
 
 def slow_stage(what: str, stage: str, slowed: Slowed, pipeline: Pipeline) -> str:
@@ -93,7 +104,38 @@ def stages(options: Options) -> Iterator[str]:
     here = reported(pipeline(options), step_s=0.02)
     slept = 0.02 * STEPS / here.elapsed_s
     own = 1 - here.waiting
-    yield f"slow steps: {own:.1%} their own, of which {slept:.1%} slept; {here.verdict}"
+    yield f"slow steps: {own:.1%} their own, in truth at least {slept:.1%}; {here.verdict}"
+    yield slow_host(options)
+
+
+def slow_host(options: Options) -> str:
+    """What the report says of two processes, of which the second has slow files."""
+    logs = options.out / "report-hosts"
+    logs.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "datarax_tfds", "launch", "2", "--logs", str(logs)]
+    command += ["--timeout-s", "300", "--", sys.executable, __file__]
+    command += ["--data-dir", str(options.data_dir), "--out", str(logs), "--process", "host"]
+    subprocess.run(command, capture_output=True, check=True)
+    return (logs / "report.txt").read_text()
+
+
+def measure_host(options: Options) -> None:
+    """One of these processes."""
+    jax.config.update("jax_num_cpu_devices", 1)
+    initialize()
+    slow = jax.process_index() == 1
+    mesh = batch_sharding(make_mesh({"data": -1}))
+    stream = pipeline(options, sharding=mesh)
+    files: Any = stream.source.records.reader.files
+    reads = Slowed(files.read, 3.0 if slow else 0.0)
+    with mock.patch.object(files, "read", reads):
+        here = reported(stream, reads, step_s=0.02)
+        everything = stream.report()
+    work_s = sum(spent for name, spent in here.stages.items() if name not in (PLACING, READING))
+    known = reads.spent_s / (reads.spent_s + work_s)
+    if slow:
+        said = f"{here.shares[READING]:.1%} {READING}, in truth {known:.1%}"
+        (options.out / "report.txt").write_text(f"slow host 1 of 2: {said}; {everything.verdict}")
 
 
 def cost(options: Options) -> Iterator[Comparison]:
@@ -142,6 +184,9 @@ class Uncounted(Timings):
 
 def main() -> None:
     options = tyro.cli(Options)
+    if options.process:
+        measure_host(options)
+        return
     show("The counters", cost(options), stages(options), options.out / "report")
 
 
