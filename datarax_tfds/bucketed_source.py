@@ -24,6 +24,7 @@ from datarax_tfds.order.bucket_order import BucketOrder, Buckets
 from datarax_tfds.order.cursor import Remainder, Schedule
 from datarax_tfds.order.order import Order, check_seed
 from datarax_tfds.records.streaming import StreamingRecords
+from datarax_tfds.service.serving import served
 from datarax_tfds.sources.dataset_source import digest_of
 from datarax_tfds.state.state import Identity
 from datarax_tfds.tfds_source import TFDSStreamingSource
@@ -158,7 +159,7 @@ class BucketedSource(DerivedSource[StreamingRecords]):
         )
         self._start(
             StreamingRecords(
-                BucketedReader(reader, declared, buckets, str(files)),
+                BucketedReader(served(reader, self.config), declared, buckets, str(files)),
                 batch=self.sharding,
                 prefetch_buffer=config.prefetch_buffer,
                 cacheable=config.cacheable,

@@ -12,6 +12,7 @@ from datarax_tfds.decoding.reader import RecordReader
 from datarax_tfds.runtime.forks import refuse_in_forked_child
 from datarax_tfds.runtime.signatures import set_signature
 from datarax_tfds.runtime.untraced import refuse_while_traced
+from datarax_tfds.service.served_reader import ServedReader
 from datarax_tfds.sources.source import Opened
 from datarax_tfds.sources.split_source import SplitSource
 from datarax_tfds.tfds_source import TFDSStreamingSource
@@ -47,6 +48,7 @@ class DerivedSource(SplitSource[Opened]):
                 " from_tfds(..., eager=False)",
             )
         config, reader = source.config, source.records.reader
+        reader = reader.reader if isinstance(reader, ServedReader) else reader
         assert isinstance(reader, RecordReader)
         self.name = source_name(name, f"{kind}({config.name}:{config.split})")
         refuse_in_forked_child(self.name)

@@ -6,6 +6,7 @@ from datarax_tfds.adapters.random_access import random_access
 from datarax_tfds.bucketed_source import BucketedSource
 from datarax_tfds.config.config import TFDSEagerConfig, TFDSStreamingConfig
 from datarax_tfds.config.config_fields import config_fields
+from datarax_tfds.config.ray_service import RayService
 from datarax_tfds.decoding.image_crops import decode_center_crop, decode_random_crop
 from datarax_tfds.decoding.record_spec import Unbatched
 from datarax_tfds.errors import (
@@ -27,6 +28,7 @@ from datarax_tfds.pictures.picture import Picture
 from datarax_tfds.pictures.placement import draw_placement
 from datarax_tfds.pipeline import Pipeline
 from datarax_tfds.report.report import HostReport, Report
+from datarax_tfds.service.executor import Executor
 from datarax_tfds.sources.prefetch import prefetch_to_device
 from datarax_tfds.tfds_source import TFDSEagerSource, TFDSStreamingSource, from_tfds
 from sharding import (
@@ -50,6 +52,7 @@ __all__ = [
     "DatasetNotFoundError",
     "DisagreementError",
     "Evaluation",
+    "Executor",
     "HostReport",
     "MixtureSource",
     "PackedSource",
@@ -58,6 +61,7 @@ __all__ = [
     "Pipeline",
     "PipelineCollector",
     "Preemption",
+    "RayService",
     "Report",
     "StateMismatchError",
     "TFDSEagerConfig",

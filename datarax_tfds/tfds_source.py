@@ -23,6 +23,8 @@ from datarax_tfds.records.filtering import filtered
 from datarax_tfds.records.memory import EAGER_MEMORY_FRACTION, memory_share
 from datarax_tfds.records.packing import Packing
 from datarax_tfds.records.streaming import StreamingRecords
+from datarax_tfds.service.executor import Executor
+from datarax_tfds.service.serving import served
 from datarax_tfds.sources.dataset_source import DatasetSource
 from datarax_tfds.sources.default_sharding import resolved_sharding
 from sharding.hosts.agreement import extend_deadlines
@@ -102,8 +104,16 @@ class TFDSStreamingSource(DatasetSource[TFDSStreamingConfig, StreamingRecords]):
     `for record in source` also works for records that cannot be batched, such as text (as bytes)
     and images of different shapes.
 
-    The arguments and the attributes are those of `TFDSEagerSource`. With 2**31 records
-    and more, the value of `index` may be two words, for `join_words`; `cursor.index` is an integer.
+    The attributes are those of `TFDSEagerSource`. With 2**31 records and more, the value of `index`
+    may be two words, for `join_words`; `cursor.index` is an integer.
+
+    Args:
+        config: What to read.
+        rngs: Streams from which a `stochastic` config draws its seed, in place of `config.seed`.
+        name: The name in messages, `TFDSStreamingSource(dataset:split)` by default.
+        sharding: The placement of batches on a mesh, one device by default.
+        executor: Decodes records beside the threads of this process: see `Executor`. For Ray, set
+            `service` in the config instead.
 
     Raises:
         ValueError: The dataset does not have the split, a key or `map_fn` cannot be used, or a
@@ -114,6 +124,19 @@ class TFDSStreamingSource(DatasetSource[TFDSStreamingConfig, StreamingRecords]):
     """
 
     _config_type = TFDSStreamingConfig
+
+    def __init__(
+        self,
+        config: TFDSStreamingConfig,
+        *,
+        rngs: nnx.Rngs | None = None,
+        name: str | None = None,
+        sharding: Placement | None = None,
+        executor: Executor | None = None,
+        _reader: RecordReader | None = None,
+    ):
+        self._executor = nnx.static(executor)
+        super().__init__(config, rngs=rngs, name=name, sharding=sharding, _reader=_reader)
 
     def _opened(self, reader: RecordReader) -> StreamingRecords:
         built = reader.files.build_indexes(jax.process_index(), jax.process_count())
@@ -130,7 +153,7 @@ class TFDSStreamingSource(DatasetSource[TFDSStreamingConfig, StreamingRecords]):
         if self._block_size is not None:
             reader.read_blocks(self._block_size, self.config.shuffle_buffer_size)
         return StreamingRecords(
-            reader,
+            served(reader, self.config, self._executor),
             batch=self.sharding,
             prefetch_buffer=self.config.prefetch_buffer,
             cacheable=self.config.cacheable,

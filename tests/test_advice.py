@@ -55,6 +55,45 @@ PREEMPTED = (
 # Problem, fix, and why no row can follow it; a test that is named does, or shows who is told.
 NOT_FOLLOWED = [
     (
+        "service needs Ray, and Linux.",
+        "install it, with pip install 'datarax-tfds[service]', or leave service out",
+        "tests have Ray",
+    ),
+    (
+        "worker ... is refused, because it would give other batches.",
+        "give it the same versions of libraries, functions and data as this process, and start it"
+        " anew",
+        "it is logged for the user of the cluster; test_service.py shows who is refused",
+    ),
+    (
+        "there is no connection to Ray, so this process decodes alone. It goes on trying.",
+        "see with `ray status` whether the cluster runs and this machine belongs to it; if not, run"
+        " ray start --address=HOST:PORT --num-cpus=0 here",
+        "it is logged; test_service_ray.py stops a cluster, and starts it again",
+    ),
+    (
+        "an object store has less room than what a worker may have under way.",
+        "use ray start --object-store-memory=..., or RayService(object_store_bytes=...) for a"
+        " cluster that is started here",
+        "it is logged, and about speed",
+    ),
+    (
+        "Ray is not installed.",
+        "install it, with pip install 'datarax-tfds[service]'",
+        "tests have Ray",
+    ),
+    (
+        "there is no connection to a Ray cluster.",
+        "run it on a machine of the cluster, which ray start --address=HOST:PORT makes it",
+        "test_service_ray.py runs the command on such a machine",
+    ),
+    (
+        "the cluster takes orders from everybody who can reach its ports.",
+        "set RAY_AUTH_MODE=token, run ray get-auth-token --generate, and copy ~/.ray/auth_token to"
+        " all machines before ray start",
+        "it would write into the home directory; test_service_ray.py uses a token",
+    ),
+    (
         "with eager parts, all parts must have fewer than 2**31 records together.",
         "use a TFDSStreamingSource for every part",
         "no test has an eager source beside so many records: it has the sizes only",

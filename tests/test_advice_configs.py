@@ -3,6 +3,7 @@
 import errno
 import shutil
 import threading
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -12,6 +13,7 @@ from advice import Row
 from flax import nnx
 
 from datarax_tfds import (
+    RayService,
     TFDSEagerConfig,
     TFDSStreamingConfig,
     TFDSStreamingSource,
@@ -35,12 +37,50 @@ def streamed(u, **fields):
     return TFDSStreamingSource(config, rngs=nnx.Rngs(order=0))
 
 
+def with_executor(u, executor):
+    config = TFDSStreamingConfig(name="tiny", split="train", data_dir=u.data_dir)
+    return TFDSStreamingSource(config, executor=executor)
+
+
 def by_directory(u, directory, *split, **fields):
     split = split or ("train",)
     return open_split(TFDSEagerConfig.from_directory(u.place(directory), *split, **fields))
 
 
 FIELDS = [
+    Row(
+        "service must be 'ray', 'ray:HOST:PORT', 'ray:auto' or a RayService.",
+        "use service='ray', or service='ray:10.0.0.5:6379' for a cluster that runs",
+        lambda u: streamed(u, service="dask"),
+        lambda u: streamed(u, service="ray"),
+        lambda u: streamed(u, service="ray:10.0.0.5:6379"),
+    ),
+    Row(
+        "late_s must be a number of seconds above 0.",
+        "use late_s=2.0, or leave it out",
+        lambda u: RayService(late_s=0),
+        lambda u: RayService(late_s=2.0),
+        lambda u: RayService(),
+    ),
+    Row(
+        "map_fn has no import path, by which workers could find it.",
+        "define it as a function of a module beside your program, and import it from there; or let"
+        " it be pickled, with service=RayService(pickle_functions=True)",
+        lambda u: streamed(u, service="ray", map_fn=lambda record: {"id": record["id"]}),
+        lambda u: streamed(u, service="ray", map_fn=halved),
+        lambda u: streamed(
+            u,
+            service=RayService(pickle_functions=True),
+            map_fn=lambda record: {"id": record["id"]},
+        ),
+    ),
+    Row(
+        "executor must have a capacity of at least 1, and a method submit.",
+        "pass an object like the example of datarax_tfds.Executor, or leave executor out",
+        lambda u: with_executor(u, print),
+        lambda u: with_executor(u, SimpleNamespace(capacity=1, submit=print)),
+        lambda u: with_executor(u, None),
+    ),
     Row(
         "name is required.",
         "pass name='mnist'",

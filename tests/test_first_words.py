@@ -81,6 +81,7 @@ WORDS = {
     "index": "index mnist",
     "verify": "verify mnist",
     "bench": "bench mnist",
+    "workers": "workers --address 127.0.0.1:1",
     "place": "place --devices 8 --hosts 2 --mesh data=8 --batch-size 8",
     "audit": "audit nowhere.jsonl",
 }

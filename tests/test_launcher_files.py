@@ -89,7 +89,52 @@ def test_the_hosts_of_a_slice_have_its_chips():
     assert chips == math.prod(map(int, topology.split("x")))
 
 
-@pytest.mark.parametrize("path", sorted(FILES.iterdir()), ids=lambda path: path.name)
+# The fields of RayCluster (ray.io/v1) and Pod (v1) that our file uses, as its CRD has them.
+
+RAY_FIELDS = {
+    "": "apiVersion kind metadata spec",
+    "metadata": "name",
+    "spec": "rayVersion headGroupSpec workerGroupSpecs",
+    "spec.headGroupSpec": "rayStartParams template",
+    "spec.workerGroupSpecs": "groupName replicas minReplicas maxReplicas rayStartParams template",
+}
+for group in ("spec.headGroupSpec", "spec.workerGroupSpecs"):
+    containers = f"{group}.template.spec.containers"
+    RAY_FIELDS |= {
+        f"{group}.rayStartParams": "num-cpus",
+        f"{group}.template": "spec",
+        f"{group}.template.spec": "containers volumes",
+        f"{group}.template.spec.volumes": "name persistentVolumeClaim",
+        f"{group}.template.spec.volumes.persistentVolumeClaim": "claimName readOnly",
+        containers: "name image env resources volumeMounts",
+        f"{containers}.env": "name value valueFrom",
+        f"{containers}.env.valueFrom": "secretKeyRef",
+        f"{containers}.env.valueFrom.secretKeyRef": "name key",
+        f"{containers}.resources": "limits requests",
+        f"{containers}.resources.limits": "cpu memory",
+        f"{containers}.resources.requests": "cpu memory",
+        f"{containers}.volumeMounts": "name mountPath readOnly",
+    }
+
+
+def test_a_ray_cluster_has_fields_of_its_schema_only_and_asks_for_a_token():
+    text = (FILES / "kuberay.yaml").read_text()
+    document = yaml.safe_load(text)
+    unknown = {(p, f) for p, f in fields_of(document) if f not in RAY_FIELDS.get(p, "").split()}
+    assert not unknown
+    assert (document["apiVersion"], document["kind"]) == ("ray.io/v1", "RayCluster")
+    head, [workers] = document["spec"]["headGroupSpec"], document["spec"]["workerGroupSpecs"]
+    assert head["rayStartParams"] == {"num-cpus": "0"}  # a number is refused
+    for group in (head, workers):
+        variables = {each["name"] for each in group["template"]["spec"]["containers"][0]["env"]}
+        assert variables == {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
+    assert f"{document['metadata']['name']}-head-svc:6379" in text
+
+
+PROGRAMS = sorted(path for path in FILES.iterdir() if path.name != "kuberay.yaml")
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
 def test_a_file_starts_a_program_as_it_can_be_and_says_whether_it_was_tried(path, monkeypatch):
     import config_file
     import train

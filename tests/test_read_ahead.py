@@ -99,6 +99,7 @@ def test_batches_are_prefetched_once_each_within_the_budget(ahead, batch_size):
 
     reader = SimpleNamespace(
         length=LENGTH, reach=LENGTH, record_bytes=0, holds_arrays=False, stochastic=False,
+        parallel=3,
         records_ahead=lambda shuffled: ahead, holds=lambda numbers: numbers < LENGTH,
     )  # fmt: skip
     decoded = SimpleNamespace(read=None, prefetch=prefetch)

@@ -20,6 +20,7 @@ ROOMS = [
     "datarax_tfds.config",
     "datarax_tfds.files",
     "datarax_tfds.decoding",
+    "datarax_tfds.service",
     "datarax_tfds.counts",
     "datarax_tfds.tokens datarax_tfds.lengths",
     "datarax_tfds.records",
@@ -155,6 +156,7 @@ HOOKS = {
     "datarax_tfds/cli/launch.py": {"signal.signal": "appends a number to a list"},
     "datarax_tfds/files/mapped_file.py": {"register_at_fork": "empties a deque of descriptors"},
     "datarax_tfds/files/stored_file.py": {"__del__": "swaps a number and closes it"},
+    "datarax_tfds/service/ray_engine.py": {"finalize": "puts a text into a SimpleQueue"},
     "datarax_tfds/stores/metadata_copy.py": {"finalize": "removes a few small files"},
     "datarax_tfds/runtime/forks.py": {"register_at_fork": "reads attributes of modules"},
     "datarax_tfds/runtime/threads.py": {

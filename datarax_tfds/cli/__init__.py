@@ -20,6 +20,7 @@ commands = {  # by name, what each does, in the order in which they are needed
     "index": "build the indexes that the TFRecord files of a dataset lack, so that no job has to",
     "verify": "verify every checksum of every record, and name the damaged records",
     "bench": "measure how many records a second a stream delivers on 1 to n cores",
+    "workers": "show who decodes for training jobs, on a Ray cluster",
     "place": "print or draw which host and device holds which rows of a batch, on any mesh",
     "launch": "run a command as several JAX processes on this machine",
     "audit": "check from cursor logs that each record of each epoch was delivered exactly once",

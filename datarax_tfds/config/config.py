@@ -14,6 +14,7 @@ from datarax_tfds.config.fields import (
     SplitExpression,
     refuses_unknown_fields,
 )
+from datarax_tfds.config.ray_service import RayService
 from sharding.checks import refused
 
 Access = Literal["random", "sequential", "auto"]
@@ -308,6 +309,9 @@ class TFDSStreamingConfig(_SourceConfig):
             error.
         strata: See `TFDSEagerConfig`. A process then reads only its own parts of the split, if the
             number of row shards divides it. Exclusive with `access="sequential"`.
+        service: Where else records are decoded: `"ray"` in other processes of this machine,
+            `"ray:HOST:PORT"` on all machines of a Ray cluster, or a `RayService`. Batches and
+            states are the same with it and without.
     """
 
     shuffle_buffer_size: int = 1000
@@ -321,6 +325,7 @@ class TFDSStreamingConfig(_SourceConfig):
     block_size: int | None = None
     cache_dir: str | None = None
     cache_bytes: int | None = None
+    service: RayService | str | None = None
 
     def __post_init__(self):
         super().__post_init__()

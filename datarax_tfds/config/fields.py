@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, TypeVar, get_args, get_origin, runtim
 import numpy as np
 from flax import nnx
 
+from datarax_tfds.config.ray_service import RayService, service_of
 from datarax_tfds.order.order import check_seed
 from datarax_tfds.stores.object_path import SCHEMES, ObjectPath
 from sharding.checks import is_integer, nearest, refused, whole_number
@@ -270,6 +271,16 @@ def _sizes(field: Field) -> dict[str, int | tuple[int | None, ...]]:
     )
 
 
+def _service(field: Field) -> RayService:
+    service = service_of(field.value)
+    if service is not None:
+        return service
+    raise field.refusal(
+        "service must be 'ray', 'ray:HOST:PORT', 'ray:auto' or a RayService.",
+        fix="use service='ray', or service='ray:10.0.0.5:6379' for a cluster that runs",
+    )
+
+
 _function = instance(Callable, "a function", fix="pass the function itself, as {}=function")
 _text = instance(str, "a string that is not empty", fix="use {}='...', or leave it out")
 _dict = instance(Mapping, "a dict", fix="pass a value for each feature, as {}={'image': ...}")
@@ -284,6 +295,7 @@ _BY_NAME: dict[str, Callable[[Field], Any]] = {
     "max_corrupt_records": integer(0),
     "transform": _transform,
     "pad_to": _sizes,
+    "service": _service,
 }
 _BY_TYPE: dict[Any, Callable[[Field], Any]] = {
     bool: flag,

@@ -30,7 +30,7 @@ from datarax_tfds.files.prefetched_files import THREADS, PrefetchedFiles, record
 from datarax_tfds.files.record_files import RecordFiles
 from datarax_tfds.files.split import Split
 from datarax_tfds.runtime.copying import not_copied
-from datarax_tfds.runtime.threads import bounded, native_call
+from datarax_tfds.runtime.threads import bounded, decoding_threads, native_call
 from datarax_tfds.runtime.timings import DECODING, READING, TRANSFORM, Timings
 from sharding.checks import refused
 from sharding.hosts.agreement import extend_deadlines
@@ -69,6 +69,7 @@ class RecordReader:
             without such code, or if it may give other results in another run.
         versions: The versions of the libraries that decode records.
         timings: Counts how long reading, decoding and functions of the user take.
+        max_calls: The most threads that call `read` at once.
 
     Raises:
         ValueError: The dataset lacks a feature of the config, `map_fn` cannot be used, or a feature
@@ -77,9 +78,15 @@ class RecordReader:
 
     fan_out = 1
 
+    @property
+    def parallel(self) -> int:
+        """How many calls of `read` to have under way at once."""
+        return self.max_calls
+
     def __init__(self, split: Split, config: AnyConfig, subject: str):
         self.length = self.reach = len(split)
         self.subject = subject
+        self.max_calls = decoding_threads()  # asking the system takes 0.06 ms, each time
         self.files = split.files
         self.split = split
         files = split.files  # not `self`, because of the reference cycle
@@ -272,6 +279,10 @@ class RecordReader:
             RuntimeError: `map_fn` fails on a record, or XLA cannot compile it.
         """
         return self.corrupt.read(numbers, lambda sound: self._read(sound, keys))
+
+    def read_intact(self, numbers: np.ndarray, keys: np.ndarray | None = None) -> dict[str, Any]:
+        """Reads and decodes records as `read` does; a corrupt one is an error, and not replaced."""
+        return self._read(numbers, keys)
 
     def records(self, numbers: np.ndarray, keys: np.ndarray | None = None) -> list[dict[str, Any]]:
         """Reads and decodes records as `read` does, into values and arrays of their own.

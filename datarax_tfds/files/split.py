@@ -80,6 +80,11 @@ class Split:
         """Whether the files are objects of a store."""
         return self.copy is not None
 
+    @property
+    def fingerprint_of_all(self) -> str:
+        """The fingerprint of the split without a filter."""
+        return self.fingerprint.partition(FILTERED)[0]
+
     def filtered(self, kept: KeptRecords) -> "Split":
         """The split of the kept records alone, in which they have the numbers `[0, K)`.
 

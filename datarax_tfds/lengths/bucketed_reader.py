@@ -10,6 +10,7 @@ from datarax_tfds.decoding.reader import RecordReader
 from datarax_tfds.lengths.declared_lengths import DeclaredLengths
 from datarax_tfds.order.bucket_order import Buckets
 from datarax_tfds.runtime.copying import not_copied
+from datarax_tfds.service.served_reader import ServedReader
 from sharding.checks import refused
 
 
@@ -25,9 +26,15 @@ class BucketedReader:
     """
 
     def __init__(
-        self, reader: RecordReader, lengths: DeclaredLengths, buckets: Buckets, kept_in: str
+        self,
+        reader: RecordReader | ServedReader,
+        lengths: DeclaredLengths,
+        buckets: Buckets,
+        kept_in: str,
     ):
         self._reader = reader
+        self.max_calls = reader.max_calls
+        self._files = (reader.reader if isinstance(reader, ServedReader) else reader).files
         self._lengths = lengths
         self._buckets = buckets
         self._kept_in = kept_in
@@ -43,6 +50,11 @@ class BucketedReader:
         leaves = jax.tree_util.tree_leaves_with_path(reader.spec | reader.host_spec)
         places = {noted[path_name(path)]: path for path, _ in leaves if path_name(path) in noted}
         self._places = [places[place] for place in range(len(noted))]
+
+    @property
+    def parallel(self) -> int:
+        """How many calls to have under way at once."""
+        return self._reader.parallel
 
     def read(self, numbers: np.ndarray, keys: np.ndarray | None = None, /) -> dict[str, Any]:
         """Reads records, padded to the longest bucket.
@@ -63,7 +75,7 @@ class BucketedReader:
             ValueError,
             self.subject,
             "a record has another length than when the lengths were counted.",
-            record=f"{number}: {self._reader.files.where(number)}",
+            record=f"{number}: {self._files.where(number)}",
             now=now,
             bucket=then,
             kept_in=self._kept_in,

@@ -35,6 +35,7 @@ class JoinedReader:
         self._readers = readers
         self.timings = Timings([reader.timings for reader in readers])
         self.fan_out = len(readers)
+        self.max_calls = max(reader.max_calls for reader in readers)
         self._starts = starts
         self._is_read = np.array([part is not None for part in parts])
         self.length = starts[-1]
@@ -46,6 +47,11 @@ class JoinedReader:
         self.reach = min(reader.reach for reader in readers)
         self.mapped_by = next((by for reader in readers if (by := reader.mapped_by)), None)
         self.stochastic = any(self._stochastic)
+
+    @property
+    def parallel(self) -> int:
+        """How many calls to have under way at once."""
+        return max(reader.parallel for reader in self._readers)
 
     def holds(self, numbers: np.ndarray) -> np.ndarray:
         """Which of these numbers, bool `[n]`, are those of records that are read here."""

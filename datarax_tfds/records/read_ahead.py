@@ -11,7 +11,7 @@ from datarax_tfds.decoding.decoder import MAX_CHUNK, decode_chunk_size
 from datarax_tfds.order.sampler import BatchAt, Selection
 from datarax_tfds.records.chunks import Chunks, PendingRows, Places
 from datarax_tfds.records.readers import DecodedRecords, Reader
-from datarax_tfds.runtime.threads import ThreadPool, decoding_threads
+from datarax_tfds.runtime.threads import ThreadPool
 
 _MAX_GROUP_BYTES = 16 << 20  # grouping larger batches gains nothing
 _PREFETCHED_GROUPS = 2  # of batches whose bytes are requested together
@@ -53,7 +53,6 @@ class ReadAhead:
         self._pool = pool
         self._slices = slices
         self._depth = depth
-        self._threads = decoding_threads()  # asking the system takes 0.06 ms, each time
         # The rows of a batch, and the batch that follows its group.
         self._pending: OrderedDict[BatchAt, tuple[PendingRows, BatchAt]] = OrderedDict()
         self._expected: deque[BatchAt] = deque(maxlen=2)  # the successors of the last two batches
@@ -139,7 +138,7 @@ class ReadAhead:
         if not self._reader.holds_arrays:
             return 1
         rows = self._rows_of(batch)
-        wanted = MAX_CHUNK * self._reader.fan_out * self._threads / self._depth
+        wanted = MAX_CHUNK * self._reader.fan_out * self._reader.parallel / self._depth
         within_reach = self._reader.reach // ((self._depth + 1) * batch.batch_size)
         light = _MAX_GROUP_BYTES // max(rows * self._reader.record_bytes, 1)
         return max(1, min(math.ceil(wanted / rows), within_reach, light))
@@ -160,7 +159,7 @@ class ReadAhead:
                 if self._reader.stochastic:
                     keys.append(selection.keys(slice(start, stop))[here])
                 ends.append(ends[-1] + len(numbers[-1]))
-        share = ends[-1] * (1 if awaited else self._depth) // self._threads
+        share = ends[-1] * (1 if awaited else self._depth) // self._reader.parallel
         every_key = np.concatenate(keys) if keys else None
         chunks = self._submitted(np.concatenate(numbers), every_key, share)
         places = map(Places, ends, ends[1:], held)

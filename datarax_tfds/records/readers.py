@@ -28,12 +28,16 @@ class Reader(Protocol):
     spec: dict[str, Any]
     host_spec: dict[str, Any]
     record_bytes: int
+    max_calls: int  # under way at once, at most
     fan_out: int  # in how many calls, of other readers, `read` decodes what it is given
     holds_arrays: bool
     mapped_by: str | None
     random_by: str | None
     stochastic: bool
     timings: Timings
+
+    @property
+    def parallel(self) -> int: ...  # how many calls to have under way at once
 
     def holds(self, numbers: np.ndarray) -> np.ndarray: ...
 

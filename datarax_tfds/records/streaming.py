@@ -19,7 +19,7 @@ from datarax_tfds.records.read_ahead import ReadAhead
 from datarax_tfds.records.readers import DecodedRecords, Reader
 from datarax_tfds.records.records import BatchInputs
 from datarax_tfds.runtime.copying import not_copied
-from datarax_tfds.runtime.threads import ThreadPool, decoding_threads
+from datarax_tfds.runtime.threads import ThreadPool
 from datarax_tfds.runtime.timings import PLACING
 from sharding import global_batch, local_rows
 from sharding.checks import refused
@@ -64,7 +64,7 @@ class StreamingRecords:
         self._batch = batch
         self._shapes = shapes
         self._cache = _cache_of(reader) if cacheable else None
-        self._pool = ThreadPool(decoding_threads(), "datarax_tfds")
+        self._pool = ThreadPool(reader.max_calls, "datarax_tfds")
         self.decoded: DecodedRecords = self._cache or reader
         # One more: a batch is being decoded while the others wait.
         depth = prefetch_buffer + 1 if prefetch_buffer else 0

@@ -14,6 +14,7 @@ from datarax_tfds.runtime.copying import not_copied
 
 READING, DECODING, MAP_FN = "reading", "decoding", "map_fn"
 TRANSFORM, ENCODING = "transform", "encoding"  # Python functions of the user
+WORKERS = "workers"  # while a thread here waits for a worker elsewhere
 PLACING = "placing"  # on the devices, in the thread of the training loop
 
 

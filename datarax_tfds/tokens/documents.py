@@ -58,6 +58,16 @@ class Documents:
     def __len__(self) -> int:
         return self.reader.length
 
+    @property
+    def max_calls(self) -> int:
+        """The most threads that ask for tokens at once."""
+        return self.reader.max_calls
+
+    @property
+    def parallel(self) -> int:
+        """How many calls to have under way at once."""
+        return self.reader.parallel
+
     def where(self, number: int) -> str:
         """Describes a record, for a message."""
         return f"{number}: {self.reader.files.where(number)}"

@@ -55,6 +55,7 @@ class PackedReader:
         self._rows = rows
         self._row_tokens = length
         self._pad_id = pad_id
+        self.max_calls = documents.max_calls
         self._kept_in = kept_in
         self.subject = subject
         self.timings = documents.reader.timings
@@ -64,6 +65,11 @@ class PackedReader:
         self.spec: dict[str, Any] = dict.fromkeys(COLUMNS, row)
         self.host_spec: dict[str, Any] = {}
         self.record_bytes = 4 * len(COLUMNS) * length
+
+    @property
+    def parallel(self) -> int:
+        """How many calls to have under way at once."""
+        return self._documents.parallel
 
     def holds(self, numbers: np.ndarray) -> np.ndarray:
         """Which of these numbers, bool `[n]`, are those of rows; others are padding."""

@@ -1,0 +1,1 @@
+"""Decodes records in other processes and on other machines."""

@@ -1,0 +1,243 @@
+"""The process that talks to Ray, for the one that trains.
+
+Ray ends a process whose cluster is gone, takes over its handlers of signals, and knows one cluster
+at a time. None of that may happen to a training program, so this process stands between. Whatever
+goes wrong here ends it, and the engine starts another one.
+"""
+
+import json
+import os
+import pickle
+import queue
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+NAMESPACE = "datarax_tfds"
+_CONNECT_S = 5.0
+_LOOK_S = 1.0  # how often it looks whether cluster and parent are there
+_ANSWER_S = 20.0  # the longest that the cluster may take for that
+_AGAIN_S, _AGAIN_MAX_S = 1.0, 30.0  # before a worker that died is started again
+
+
+def require_answer(address: str) -> None:
+    """Raises an `OSError` unless something listens there: Ray itself would wait for minutes."""
+    host, separator, port = address.rpartition(":")
+    if separator:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+
+
+class Driver:
+    """Starts workers, passes calls to them, and sends what they return.
+
+    All is done by one thread, in the order of events; the callbacks of Ray only queue them.
+
+    Args:
+        channel: The connection to the process that trains.
+        settings: How to connect: see `main`.
+    """
+
+    def __init__(self, channel: Any, settings: dict[str, Any]):
+        self._channel = channel
+        self._settings = settings
+        self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._workers: dict[int, Any] = {}
+        self._readers: dict[str, Any] = {}  # descriptions by key
+        self._names: dict[int, str] = {}
+        self._failures = 0
+        self._wanted = 0
+        self._started = 0
+        self._answered = time.monotonic()
+
+    def run(self) -> None:
+        """Connects, and works until the connection to either side ends."""
+        start = self._settings["address"] is None
+        if start:
+            # A cluster of this process alone. Nobody else can know its token. Ray reads both when
+            # it is imported.
+            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+            where: dict[str, Any] = {
+                "num_cpus": self._settings["workers"],
+                "object_store_memory": self._settings["object_store_bytes"],
+                "include_dashboard": False,
+            }
+        else:
+            require_answer(self._settings["address"])
+            where = {"address": self._settings["address"]}
+        import ray
+
+        ray.init(
+            **where,
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            configure_logging=False,
+        )
+        stores = [
+            node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]
+        ]
+        self._channel.send(
+            {
+                "kind": "connected",
+                "address": ray.get_runtime_context().gcs_address,
+                "token": os.environ.get("RAY_AUTH_MODE", "").lower() == "token",
+                "store_bytes": int(min(stores)),
+            }
+        )
+        threading.Thread(target=self._receive, daemon=True).start()
+        threading.Thread(target=self._look, daemon=True).start()
+        while True:
+            self._events.get()()
+
+    def _receive(self) -> None:
+        while (received := self._channel.receive()) is not None:
+            message, body = received
+            values = pickle.loads(body.tobytes()) if len(body) else ()  # noqa: S301  # of our parent
+            handle = getattr(self, f"_on_{message.pop('kind')}")
+            self._events.put(lambda h=handle, m=message, v=values: h(**m, values=v))
+        self._events.put(self._end)
+
+    def _look(self) -> None:
+        """Ends the process if the cluster or the parent is gone, as none of both may say so."""
+        parent = os.getppid()
+        threading.Thread(target=self._ask, daemon=True).start()
+        while os.getppid() == parent and time.monotonic() - self._answered < _ANSWER_S:
+            time.sleep(_LOOK_S)
+        if os.getppid() == parent:
+            os._exit(1)  # a shutdown would wait for the cluster that does not answer
+        self._events.put(self._end)
+
+    def _ask(self) -> None:
+        import ray
+
+        while True:
+            cores = ray.cluster_resources().get("CPU", 0.0)
+            self._answered = time.monotonic()
+            self._events.put(lambda cores=cores: self._grow(int(cores)))
+            time.sleep(_LOOK_S)
+
+    def _end(self) -> None:
+        import ray
+
+        ray.shutdown()
+        os._exit(0)
+
+    def _grow(self, cores: int) -> None:
+        """Starts workers, as many as the cluster has room for."""
+        wanted = self._settings["workers"] or max(1, cores // self._settings["processes"])
+        while self._wanted < wanted:
+            self._wanted += 1
+            self._start_worker()
+
+    def _start_worker(self) -> None:
+        import ray
+
+        from datarax_tfds.service.ray_worker import THREADS, RayWorker
+
+        number, self._started = self._started, self._started + 1
+        started_by = self._settings["started_by"]
+        actor: Any = ray.remote(RayWorker)
+        worker = actor.options(
+            num_cpus=1,
+            max_concurrency=THREADS,
+            name=f"{started_by} {number} {secrets.token_hex(4)}",
+        ).remote(started_by)
+        self._workers[number] = worker
+        self._when_done(worker.place.remote(), number, self._placed)
+
+    def _when_done(self, reference: Any, worker: int, use: Callable[[int, Any], None]) -> None:
+        """Calls `use(worker, result)`; if the worker has died, starts another one."""
+
+        def done(future: Any) -> None:
+            self._events.put(lambda: self._finished(future, worker, use))
+
+        reference.future().add_done_callback(done)
+
+    def _finished(self, future: Any, worker: int, use: Callable[[int, Any], None]) -> None:
+        from ray.exceptions import RayActorError
+
+        error = future.exception()
+        if isinstance(error, RayActorError):
+            self._died(worker, error)
+        use(worker, error if error is not None else future.result())
+
+    def _died(self, worker: int, error: Exception) -> None:
+        if self._workers.pop(worker, None) is None:
+            return  # known already
+        self._channel.send({"kind": "gone", "worker": worker, "why": _shown(error)})
+        self._failures += 1
+        again_s = min(_AGAIN_S * 2 ** min(self._failures - 1, 8), _AGAIN_MAX_S)
+        timer = threading.Timer(again_s, lambda: self._events.put(self._start_worker))
+        timer.daemon = True
+        timer.start()
+
+    def _placed(self, worker: int, place: Any) -> None:
+        if isinstance(place, Exception):
+            return
+        self._names[worker] = f"{place['node']}, pid {place['pid']}"
+        self._failures = 0
+        for key in self._readers:
+            self._open(worker, key)
+
+    def _open(self, worker: int, key: str) -> None:
+        opened = self._workers[worker].open.remote(key, self._readers[key])
+
+        def use(worker: int, facts: Any) -> None:
+            if worker not in self._workers:
+                return
+            message = {"worker": worker, "key": key, "name": self._names[worker]}
+            if isinstance(facts, Exception):
+                self._channel.send({"kind": "unable", "why": _shown(facts), **message})
+            else:
+                self._channel.send({"kind": "opened", "facts": facts, **message})
+
+        self._when_done(opened, worker, use)
+
+    def _on_open(self, key: str, values: Any) -> None:
+        self._readers[key] = values
+        for worker in self._names.keys() & self._workers.keys():
+            self._open(worker, key)
+
+    def _on_forget(self, key: str, values: Any, worker: int | None = None) -> None:
+        """Lets workers close a reader; `values` is why it was refused, if it was."""
+        if worker is None:
+            self._readers.pop(key, None)
+        for number in self._workers if worker is None else {worker} & self._workers.keys():
+            self._workers[number].forget.remote(key, values or None)
+
+    def _on_call(self, number: int, worker: int, key: str, values: Any) -> None:
+        from datarax_tfds.service.rows_format import written
+
+        def use(_: int, rows: Any) -> None:
+            if isinstance(rows, Exception):
+                self._channel.send({"kind": "failed", "number": number, "why": _shown(rows)})
+            else:
+                self._channel.send({"kind": "rows", "number": number}, written(rows))
+
+        if worker not in self._workers:
+            self._channel.send({"kind": "failed", "number": number, "why": "the worker has died"})
+            return
+        self._when_done(self._workers[worker].read.remote(key, *values), worker, use)
+
+
+def _shown(error: Exception) -> str:
+    """An error in a line or two: Ray's have the traceback of the worker in their text."""
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {str(cause)[:2000]}"
+
+
+def main() -> None:
+    """Runs the driver. Its arguments are the descriptor of a socket, and settings in JSON."""
+    # Ray then ends this process soon after its cluster is gone, and the engine learns of it.
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
+    from datarax_tfds.service.channel import Channel
+
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    Driver(channel, json.loads(sys.argv[2])).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The actor of Ray that decodes records: it opens what is described to it, and reads by number."""
+
+import collections
+import os
+import platform
+import time
+from typing import Any
+
+import numpy as np
+
+# What a worker runs at once: two calls, so that one is there when the other is sent; and a
+# question about its status.
+CALLS, THREADS = 2, 3
+_RATE_S = 10.0  # over which records are counted for the rate
+
+
+class RayWorker:
+    """Decodes records for the process that started it. Ray runs its methods in `THREADS` threads.
+
+    Args:
+        started_by: Names that process, for users who ask what workers do.
+    """
+
+    def __init__(self, started_by: str):
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")  # accelerators are for those who train
+        self._started_by = started_by
+        self._readers: dict[str, Any] = {}
+        self._opened: dict[str, str] = {}
+        self._refused: dict[str, str] = {}
+        self._recent: collections.deque[tuple[float, int]] = collections.deque()
+        self._records = 0
+
+    def place(self) -> dict[str, Any]:
+        """The machine and the process."""
+        return {"node": platform.node(), "pid": os.getpid()}
+
+    def open(self, key: str, description: Any) -> dict[str, str]:
+        """Builds a reader, and returns what it has to have in common with that of the trainer."""
+        from datarax_tfds.service.served_reader import facts_of
+
+        reader = description.opened()
+        self._readers[key] = reader
+        self._opened[key] = f"{reader.split.dataset} {reader.split.ranges}"
+        return facts_of(reader)
+
+    def forget(self, key: str, refusal: str | None = None) -> None:
+        """Closes a reader that is not used any more, or that was refused for this reason."""
+        self._readers.pop(key, None)
+        if refusal is None:
+            self._opened.pop(key, None)
+        else:
+            self._refused[key] = refusal
+
+    def read(self, key: str, numbers: np.ndarray, keys: np.ndarray | None) -> dict[str, Any]:
+        """Decodes records."""
+        rows = self._readers[key].read(numbers, keys)
+        now = time.monotonic()
+        self._records += len(numbers)
+        self._recent.append((now, len(numbers)))
+        while self._recent[0][0] < now - _RATE_S:
+            self._recent.popleft()
+        return rows
+
+    def status(self) -> dict[str, Any]:
+        """What the worker does, in JSON types."""
+        since = time.monotonic() - _RATE_S
+        recent = sum(count for at, count in list(self._recent) if at > since)
+        return self.place() | {
+            "started_by": self._started_by,
+            "reads": [says for key, says in self._opened.items() if key not in self._refused],
+            "refused": [f"{self._opened.get(k)}: {why}" for k, why in self._refused.items()],
+            "records": self._records,
+            "records_per_s": recent / _RATE_S,
+        }

@@ -1,0 +1,314 @@
+"""Decoding elsewhere: nothing that a worker does, or fails to do, changes what is read."""
+
+import threading
+from concurrent.futures import Future, wait
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datarax_tfds.runtime.timings import WORKERS, Timings
+from datarax_tfds.service import rows_format
+from datarax_tfds.service.admission import Admission
+from datarax_tfds.service.channel import Channel
+from datarax_tfds.service.dispatcher import Dispatcher
+from datarax_tfds.service.served_reader import misfit
+
+NEVER = 1e5  # seconds after which a call would be late
+SPEC = {"x": jax.ShapeDtypeStruct((2,), np.int32)}
+
+
+def decoded(numbers, keys=None):
+    return {"x": np.stack([numbers, numbers**2], axis=1).astype(np.int32)}
+
+
+class Fake:
+    """A worker that does with each call what `answer` says, in the thread that calls."""
+
+    def __init__(self, answer, capacity=2):
+        self.answer, self.capacity, self.calls = answer, capacity, []
+
+    def submit(self, numbers, keys):
+        future = Future()
+        self.calls.append((numbers, future))
+        self.answer(future, numbers)
+        return future
+
+
+def soon(future, numbers):
+    future.set_result(decoded(numbers))
+
+
+def never(future, numbers):
+    pass
+
+
+def twice(future, numbers):
+    soon(future, numbers)
+    with pytest.raises(Exception, match="invalid"):  # what a queue may deliver twice counts once
+        soon(future, numbers)
+
+
+def failing(future, numbers):
+    future.set_exception(RuntimeError("the worker is out of memory"))
+
+
+def dying(future, numbers):
+    raise OSError("the connection is lost")
+
+
+def cancelling(future, numbers):
+    future.cancel()
+    future.set_running_or_notify_cancel()
+
+
+def other_shape(future, numbers):
+    future.set_result({"x": np.zeros((len(numbers), 3), np.int32)})
+
+
+def other_rows(future, numbers):
+    future.set_result({"x": np.zeros((len(numbers) + 1, 2), np.int32)})
+
+
+def other_dtype(future, numbers):
+    future.set_result({"x": decoded(numbers)["x"].astype(np.int64)})
+
+
+def other_names(future, numbers):
+    future.set_result({"y": decoded(numbers)["x"]})
+
+
+def no_array(future, numbers):
+    future.set_result({"x": "rows"})
+
+
+ANSWERS = [
+    soon, never, twice, failing, dying, cancelling, other_shape, other_rows, other_dtype,
+    other_names, no_array,
+]  # fmt: skip
+
+
+def dispatcher(*, threads=0, late_s=NEVER, read=decoded, facts=None, length=100):
+    admission = Admission(read, length, stochastic=False, facts=facts or {})
+    fits = lambda rows, count: misfit(rows, SPEC, count)
+    return Dispatcher(read, fits, admission, "subject", Timings(), late_s=late_s, threads=threads)
+
+
+def test_a_thread_that_is_free_decodes_before_a_worker_is_asked():
+    worker = Fake(soon)
+    calls = dispatcher(threads=1)
+    calls.team.add("worker", worker)
+    assert calls.read(np.arange(4))["x"].tolist() == decoded(np.arange(4))["x"].tolist()
+    assert not worker.calls
+
+
+@pytest.mark.parametrize("answer", [each for each in ANSWERS if each is not never])
+def test_an_answer_of_any_kind_gives_the_rows_that_are_decoded_here(answer):
+    calls = dispatcher(threads=1)
+    worker = Fake(answer)
+    calls.team.add("worker", worker)
+    assert calls.team.take() is None  # the only thread is busy, until the worker is asked
+    done = threading.Thread(target=lambda: found.append(calls.read(np.arange(5, 9))))
+    found: list = []
+    done.start()
+    while not worker.calls:
+        pass
+    calls.team.release(None)
+    done.join()
+    assert found[0]["x"].tolist() == decoded(np.arange(5, 9))["x"].tolist()
+    assert calls.team.members[0].under_way == 0
+
+
+def test_a_late_call_is_asked_of_another_worker_and_decoded_here_and_the_first_answer_wins():
+    here, other = threading.Event(), Fake(never, capacity=1)
+
+    def blocked(numbers, keys=None):
+        here.set()
+        other_answered.wait()
+        return decoded(numbers)
+
+    other_answered = threading.Event()
+    calls = dispatcher(late_s=1e-3, read=blocked)
+    calls.team.add("late", late := Fake(never, capacity=1))
+    calls.team.add("other", other)
+    found: list = []
+    reading = threading.Thread(target=lambda: found.append(calls.read(np.arange(3))))
+    reading.start()
+    here.wait()
+    while not (late.calls and other.calls):
+        pass
+    soon(other.calls[0][1], other.calls[0][0])
+    reading.join()
+    other_answered.set()
+    assert found[0]["x"].tolist() == decoded(np.arange(3))["x"].tolist()
+    soon(late.calls[0][1], late.calls[0][0])  # an answer that nobody waits for any more
+    assert all(member.is_free for member in calls.team.members)
+
+
+def test_a_worker_that_never_answers_gets_no_more_calls_than_its_capacity():
+    calls = dispatcher(threads=0, late_s=1e-3)
+    calls.team.add("stuck", stuck := Fake(never, capacity=2))
+    for start in (0, 10):
+        rows = calls.read(np.arange(start, start + 2))
+        assert rows["x"].tolist() == decoded(np.arange(start, start + 2))["x"].tolist()
+    calls.team.add("worker", worker := Fake(soon))
+    for start in (20, 30, 40):
+        calls.read(np.arange(start, start + 2))
+    assert len(stuck.calls) == 2
+    assert len(worker.calls) == 3
+
+
+def test_the_error_of_a_record_is_the_one_that_there_is_without_workers():
+    def damaged(numbers, keys=None):
+        raise OverflowError("record 3 does not fit")
+
+    calls = dispatcher(late_s=1e-3, read=damaged)
+    calls.team.add("late", Fake(never))
+    with pytest.raises(OverflowError, match="record 3"):
+        calls.read(np.array([3]))
+
+
+@given(st.lists(st.sampled_from(ANSWERS), min_size=1, max_size=12), st.integers(1, 3))
+def test_batches_are_equal_whatever_the_workers_do(answers, workers):
+    left = iter(answers * 10)
+    calls = dispatcher(threads=1, late_s=1e-3)
+    for number in range(workers):
+        answer = lambda future, numbers: next(left, failing)(future, numbers)
+        calls.team.add(f"worker {number}", Fake(answer, capacity=1))
+    pool = [threading.Thread(target=lambda n=n: rows.update({n: calls.read(np.arange(n, n + 2))}))
+            for n in range(6)]  # fmt: skip
+    rows: dict = {}
+    for thread in pool:
+        thread.start()
+    for thread in pool:
+        thread.join()
+    for n, found in rows.items():
+        assert found["x"].tolist() == decoded(np.arange(n, n + 2))["x"].tolist()
+    assert len(rows) == 6
+
+
+def test_that_no_worker_is_left_is_said_once_and_that_they_are_back(caplog):
+    calls = dispatcher(threads=1)
+    for name in ("a", "b"):
+        calls.team.add(name, Fake(soon))
+    for name in ("a", "b", "b"):
+        calls.team.remove(name, "it was killed")
+    calls.team.add("c", Fake(soon))
+    calls.team.add("d", Fake(soon))
+    said = [record.getMessage() for record in caplog.records]
+    assert [("no worker is left" in each, "decode again" in each) for each in said] == [
+        (True, False), (False, True)
+    ]  # fmt: skip
+
+
+def wrong_bytes(future, numbers):
+    rows = decoded(numbers)["x"]
+    future.set_result({"x": np.where(numbers[:, None] == 33, rows + 1, rows)})
+
+
+@pytest.mark.parametrize(("answer", "facts", "says"), [
+    (soon, {"tensorflow": "2.21", "fingerprint": "ab"}, None),
+    (soon, None, None),  # an executor of the user
+    (soon, {"tensorflow": "2.20", "fingerprint": "ab"}, "tensorflow differs: '2.21' here, '2.20'"),
+    (soon, {"tensorflow": "2.21"}, "fingerprint differs: 'ab' here, None there"),
+    (wrong_bytes, None, "1 of 16 records differ, first record 33"),
+    (failing, None, "out of memory"),
+    (dying, None, "the connection is lost"),
+])  # fmt: skip
+def test_a_worker_that_would_give_other_bytes_is_refused_by_name(answer, facts, says, caplog):
+    calls = dispatcher(facts={"tensorflow": "2.21", "fingerprint": "ab"})
+    reason = calls.consider("host-7, pid 12", Fake(answer, capacity=16), facts).result()
+    if says is None:
+        assert reason is None
+        assert len(calls.team.members) == 1
+        return
+    assert says in reason
+    assert not calls.team.members
+    assert "worker host-7, pid 12 is refused" in caplog.text
+    assert says in caplog.text
+
+
+def test_corrupt_records_are_no_canaries():
+    def damaged(numbers, keys=None):
+        if 0 in numbers:
+            raise ValueError("record 0 is corrupt")
+        return decoded(numbers)
+
+    calls = dispatcher(read=damaged)
+    assert calls.consider("worker", worker := Fake(soon, capacity=16)).result() is None
+    assert len(worker.calls) == 15
+
+
+def test_workers_are_looked_for_at_the_first_read_only():
+    started: list = []
+    calls = dispatcher(threads=1)
+    calls.start_with(started.append)
+    assert not started
+    calls.read(np.arange(2))
+    calls.read(np.arange(2))
+    assert started == [calls]
+
+
+def test_the_time_of_workers_is_a_stage_of_its_own():
+    timings = Timings()
+    admission = Admission(decoded, 9, stochastic=False, facts={})
+    calls = Dispatcher(
+        decoded, lambda *_: None, admission, "subject", timings, late_s=NEVER, threads=0
+    )
+    calls.team.add("worker", Fake(soon))
+    calls.read(np.arange(2))
+    assert set(timings.totals().stages) == {WORKERS}
+
+
+ROWS = {
+    "image": np.arange(24, dtype=np.uint8).reshape(2, 3, 4)[:, ::2],
+    "nested": {"half": np.ones((2, 2), jax.numpy.bfloat16), "none": np.zeros((2, 0), np.float32)},
+    "text": np.array([b"", b"\x00\xff"], object),
+    "flag": np.array(True),
+    "ragged": np.array([np.arange(3), None], object),
+}
+ROWS["ragged"][1] = np.zeros((0, 2), np.int16)
+
+
+def test_rows_come_through_the_channel_as_they_are_and_as_views():
+    ours, theirs = map(Channel, Channel.pair())
+    theirs.send({"kind": "rows"}, rows_format.written(ROWS))
+    theirs.send({"kind": "done"})
+    received = ours.receive()
+    assert received is not None
+    message, body = received
+    rows = rows_format.read(body)
+    assert message == {"kind": "rows"}
+    assert jax.tree.structure(rows) == jax.tree.structure(ROWS)
+    for ours_, theirs_ in zip(jax.tree.leaves(rows), jax.tree.leaves(ROWS), strict=True):
+        assert ours_.dtype == theirs_.dtype
+        assert ours_.shape == theirs_.shape
+        if ours_.dtype != object:
+            assert ours_.tobytes() == theirs_.tobytes()
+    assert rows["text"].tolist() == ROWS["text"].tolist()
+    assert rows["ragged"][1].shape == (0, 2)
+    assert np.shares_memory(rows["image"], body)
+    done = ours.receive()
+    assert done is not None
+    assert done[0] == {"kind": "done"}
+    assert not ours.wait(0)
+    theirs.close()
+    assert ours.receive() is None
+    ours.close()
+
+
+def test_a_call_without_an_answer_does_not_keep_others_from_theirs():
+    calls = dispatcher(threads=1, late_s=NEVER)
+    calls.team.add("stuck", stuck := Fake(never, capacity=1))
+    assert calls.team.take() is None
+    waiting = threading.Thread(target=lambda: calls.read(np.arange(1)))
+    waiting.start()
+    while not stuck.calls:
+        pass
+    calls.team.release(None)
+    assert len(calls.read(np.arange(4))["x"]) == 4  # by the thread
+    soon(stuck.calls[0][1], stuck.calls[0][0])
+    wait([stuck.calls[0][1]])
+    waiting.join()

@@ -1,0 +1,202 @@
+"""Decoding by Ray: every batch is that of one process, whatever is killed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import elsewhere
+import jax
+import numpy as np
+import pytest
+
+from datarax_tfds import Pipeline, RayService, TFDSStreamingConfig, TFDSStreamingSource
+from datarax_tfds.cli import main
+from datarax_tfds.runtime.timings import WORKERS
+from datarax_tfds.service.description import Description
+from datarax_tfds.service.ray_worker import RayWorker
+from datarax_tfds.service.served_reader import facts_of
+
+ENOUGH_S = 240  # for what takes seconds on an idle machine
+PORT = 20_000 + os.getpid() % 10_000
+
+
+class Cluster:
+    """A cluster of Ray on this machine, which is this test's alone."""
+
+    address = f"127.0.0.1:{PORT}"
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.process: Any = None
+
+    def start(self):
+        options = [
+            "--head", f"--port={PORT}", "--node-ip-address=127.0.0.1", "--num-cpus=3", "--block",
+            "--object-store-memory=100000000", f"--temp-dir={self.directory}",
+            "--include-dashboard=false", "--disable-usage-stats",
+        ]  # fmt: skip
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", "start", *options],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def stop(self):
+        os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with (
+        # Of a short name, because that of a socket has at most 107 bytes.
+        tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as directory,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", os.urandom(32).hex())
+        patch.delenv("RAY_ADDRESS", raising=False)
+        cluster = Cluster(directory)
+        cluster.start()
+        yield cluster
+        cluster.stop()
+
+
+def pipeline(data_dir, service, transform=elsewhere.jittered):
+    config = TFDSStreamingConfig(
+        name="tiny", split="train", data_dir=str(data_dir), shuffle=True, transform=transform,
+        service=service,
+    )  # fmt: skip
+    return Pipeline(source=TFDSStreamingSource(config), batch_size=32)
+
+
+def until(condition):
+    deadline = time.monotonic() + ENOUGH_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)  # leaves the cores to the workers, which import TensorFlow
+
+
+def team(of):
+    return of.source.records.reader.dispatcher.team
+
+
+def pids(of):
+    return {int(each.name.rpartition(" ")[2]) for each in team(of).members}
+
+
+class Trainer:
+    """Takes batches, and compares them with those of a run without workers."""
+
+    def __init__(self, data_dir, service):
+        self.run, self.local = pipeline(data_dir, service), pipeline(data_dir, None)
+
+    def step(self, count=4):
+        for _ in range(count):
+            here, there = self.local.step(), self.run.step()
+            jax.tree.map(np.testing.assert_array_equal, there, here)
+        assert self.run.get_state() == self.local.get_state()
+
+    def asked(self):
+        """The seconds in which workers were waited for."""
+        return self.run.source.records.timings.totals().stages.get(WORKERS, 0.0)
+
+    def step_until_asked(self):
+        before = self.asked()
+        deadline = time.monotonic() + ENOUGH_S
+        while self.asked() == before:  # without pauses, in which threads would decode ahead
+            assert time.monotonic() < deadline
+            self.step()
+
+
+def test_batches_are_those_of_one_process_whatever_is_killed(cluster, data_dir, caplog, capsys):
+    caplog.set_level("INFO", "datarax_tfds.service")
+    first = Trainer(data_dir, RayService(cluster.address, workers=2))
+    second = Trainer(data_dir, RayService(cluster.address, workers=1, late_s=1.5))
+    both = first, second
+    for each in both:
+        each.step()
+    until(lambda: len(team(first.run).members) == 2 and len(team(second.run).members) == 1)
+    for each in both:
+        each.step_until_asked()
+
+    assert main(["workers", "--address", cluster.address, "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert {each["pid"] for each in listed} == pids(first.run) | pids(second.run)
+    assert all(each["reads"] == ["tiny/1.0.0 train[0:97]"] for each in listed)
+    assert sum(each["records"] for each in listed) > 0
+
+    killed = min(pids(first.run))
+    os.kill(killed, signal.SIGKILL)
+    for each in both:
+        each.step()
+    until(lambda: first.step(1) or killed not in pids(first.run))
+
+    for pid in pids(first.run) | pids(second.run):
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: [each.step(1) for each in both] and not team(second.run).members)
+    second.step()
+    until(lambda: second.step(1) or team(second.run).members)
+    second.step_until_asked()
+
+    cluster.stop()
+    until(lambda: [each.step(1) for each in both] and not any(team(e.run).members for e in both))
+    for each in both:
+        each.step()
+    cluster.start()
+    until(lambda: [each.step(1) for each in both] and all(team(e.run).members for e in both))
+    for each in both:
+        each.step_until_asked()
+    said = [record.getMessage() for record in caplog.records]
+    assert any("no worker is left" in each for each in said)
+    assert any("workers decode again" in each for each in said)
+
+    # A run goes on without workers, and one without them goes on with them.
+    state = first.run.get_state()
+    for run in (pipeline(data_dir, None), pipeline(data_dir, RayService(cluster.address))):
+        run.set_state(state)
+        jax.tree.map(np.testing.assert_array_equal, run.step(), first.local.step())
+        first.local.set_state(state)
+
+    # Its rows differ, and its code does not.
+    run = pipeline(data_dir, RayService(cluster.address, workers=2), elsewhere.other_elsewhere)
+    run.step()
+    until(lambda: "records differ" in caplog.text)
+    refused = next(each for each in caplog.records if "is refused" in each.getMessage())
+    assert re.search(r"worker \S+, pid \d+ is refused", refused.getMessage())
+    assert not team(run).members
+    assert main(["workers", "--address", cluster.address]) == 1
+    assert "records differ" in capsys.readouterr().out
+
+
+def test_a_worker_says_what_differs_in_its_data_and_its_functions(data_dir, tmp_path):
+    local = pipeline(data_dir, RayService()).source
+    reader = local.records.reader.reader
+    described = Description.of(reader, local.config, pickle_functions=False)
+    worker = RayWorker("test")
+    ours = facts_of(reader)
+    assert worker.open("same", described) == ours
+
+    copied = Path(data_dir, "tiny_one", "1.0.0")  # the same records in other files
+    fields = described.fields | {"data_dir": str(copied), "name": "tiny_one"}
+    other = worker.open("copy", replace(described, fields=fields))
+    assert {name for name in ours if ours[name] != other[name]} == {
+        "dataset",
+        "fingerprint of the files",
+    }
+    function = replace(described.functions["transform"], name="other_elsewhere")
+    other = worker.open("function", replace(described, functions={"transform": function}))
+    assert {name for name in ours if ours[name] != other[name]} == {"functions of the user"}
