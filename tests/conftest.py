@@ -4,6 +4,7 @@ import gc
 import json
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,6 +73,12 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("full" if config.getoption("--full") else "same")
     # The longest groups of tests first, as `costs.mark` has them, instead of the largest.
     config.option.loadscopereorder = False
+    # A program that several tests compile is compiled once: a quarter of the time of test_source.
+    # Each worker has its own directory, because JAX does not write these files atomically.
+    compiled = tempfile.TemporaryDirectory(prefix="jax-")
+    config.add_cleanup(compiled.cleanup)
+    jax.config.update("jax_compilation_cache_dir", compiled.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
 @pytest.hookimpl(optionalhook=True)
