@@ -143,21 +143,23 @@ def test_batches_are_those_of_one_process_whatever_is_killed(cluster, data_dir, 
     os.kill(killed, signal.SIGKILL)
     for each in both:
         each.step()
-    until(lambda: first.step(1) or killed not in pids(first.run))
+    until(lambda: killed not in pids(first.run))
 
     for pid in pids(first.run) | pids(second.run):
         os.kill(pid, signal.SIGKILL)
-    until(lambda: [each.step(1) for each in both] and not team(second.run).members)
+    until(lambda: not team(second.run).members)
     second.step()
-    until(lambda: second.step(1) or team(second.run).members)
+    until(lambda: team(second.run).members)
     second.step_until_asked()
 
     cluster.stop()
-    until(lambda: [each.step(1) for each in both] and not any(team(e.run).members for e in both))
+    for each in both:
+        each.step()
+    until(lambda: not any(team(each.run).members for each in both))
     for each in both:
         each.step()
     cluster.start()
-    until(lambda: [each.step(1) for each in both] and all(team(e.run).members for e in both))
+    until(lambda: all(team(each.run).members for each in both))
     for each in both:
         each.step_until_asked()
     said = [record.getMessage() for record in caplog.records]

@@ -48,6 +48,7 @@ class Driver:
         self._workers: dict[int, Any] = {}
         self._readers: dict[str, Any] = {}  # descriptions by key
         self._names: dict[int, str] = {}
+        self._asked: set[int] = set()  # workers that have not said yet whether they are there
         self._failures = 0
         self._wanted = 0
         self._started = 0
@@ -131,6 +132,17 @@ class Driver:
         while self._wanted < wanted:
             self._wanted += 1
             self._start_worker()
+        self._look_after_workers()
+
+    def _look_after_workers(self) -> None:
+        """Notices that a worker has died that nobody has called."""
+        for number in self._names.keys() & self._workers.keys() - self._asked:
+            self._asked.add(number)
+            self._when_done(
+                self._workers[number].place.remote(),
+                number,
+                lambda worker, _: self._asked.discard(worker),
+            )
 
     def _start_worker(self) -> None:
         import ray
