@@ -15,14 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from datarax_tfds.runtime.copying import not_copied
-
 _MAX_HEADER = 64 << 10
 
 
-@not_copied
 class Channel:
-    """One end of the connection. Any thread may send; one receives.
+    """One end of the connection. Any thread may send; one receives. Cannot be copied, like sockets.
 
     Args:
         connection: A socket that keeps messages apart: of type `SOCK_SEQPACKET`.

@@ -2,9 +2,11 @@
 
 Ray ends a process whose cluster is gone, takes over its handlers of signals, and knows one cluster
 at a time. None of that may happen to a training program, so this process stands between. Whatever
-goes wrong here ends it, and the engine starts another one.
+goes wrong here ends it, and the engine starts another one. It does not import JAX, which takes
+2.4 s of a core at each start: descriptions of readers stay pickled here.
 """
 
+import functools
 import json
 import os
 import pickle
@@ -46,7 +48,7 @@ class Driver:
         self._settings = settings
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._workers: dict[int, Any] = {}
-        self._readers: dict[str, Any] = {}  # descriptions by key
+        self._readers: dict[str, bytes] = {}  # descriptions by key, pickled
         self._names: dict[int, str] = {}
         self._asked: set[int] = set()  # workers that have not said yet whether they are there
         self._failures = 0
@@ -96,9 +98,9 @@ class Driver:
     def _receive(self) -> None:
         while (received := self._channel.receive()) is not None:
             message, body = received
-            values = pickle.loads(body.tobytes()) if len(body) else ()  # noqa: S301  # of our parent
             handle = getattr(self, f"_on_{message.pop('kind')}")
-            self._events.put(lambda h=handle, m=message, v=values: h(**m, values=v))
+            event = functools.partial(handle, **message, body=body.tobytes())
+            self._events.put(event)
         self._events.put(self._end)
 
     def _look(self) -> None:
@@ -208,19 +210,20 @@ class Driver:
 
         self._when_done(opened, worker, use)
 
-    def _on_open(self, key: str, values: Any) -> None:
-        self._readers[key] = values
+    def _on_open(self, key: str, body: bytes) -> None:
+        self._readers[key] = body
         for worker in self._names.keys() & self._workers.keys():
             self._open(worker, key)
 
-    def _on_forget(self, key: str, values: Any, worker: int | None = None) -> None:
-        """Lets workers close a reader; `values` is why it was refused, if it was."""
+    def _on_forget(self, key: str, body: bytes, worker: int | None = None) -> None:
+        """Lets workers close a reader; `body` is why it was refused, if it was."""
+        refusal = pickle.loads(body)  # noqa: S301  # of our parent
         if worker is None:
             self._readers.pop(key, None)
         for number in self._workers if worker is None else {worker} & self._workers.keys():
-            self._workers[number].forget.remote(key, values or None)
+            self._workers[number].forget.remote(key, refusal)
 
-    def _on_call(self, number: int, worker: int, key: str, values: Any) -> None:
+    def _on_call(self, number: int, worker: int, key: str, body: bytes) -> None:
         from datarax_tfds.service.rows_format import written
 
         def use(_: int, rows: Any) -> None:
@@ -232,7 +235,8 @@ class Driver:
         if worker not in self._workers:
             self._channel.send({"kind": "failed", "number": number, "why": "the worker has died"})
             return
-        self._when_done(self._workers[worker].read.remote(key, *values), worker, use)
+        numbers, keys = pickle.loads(body)  # noqa: S301  # of our parent
+        self._when_done(self._workers[worker].read.remote(key, numbers, keys), worker, use)
 
 
 def _shown(error: Exception) -> str:

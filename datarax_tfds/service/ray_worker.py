@@ -2,6 +2,7 @@
 
 import collections
 import os
+import pickle
 import platform
 import time
 from typing import Any
@@ -36,11 +37,16 @@ class RayWorker:
         """The machine and the process."""
         return {"node": platform.node(), "pid": os.getpid()}
 
-    def open(self, key: str, description: Any) -> dict[str, str]:
-        """Builds a reader, and returns what it has to have in common with that of the trainer."""
+    def open(self, key: str, description: bytes) -> dict[str, str]:
+        """Builds a reader, and returns what it has to have in common with that of the trainer.
+
+        Args:
+            key: Names the reader in further calls.
+            description: A pickled `Description`.
+        """
         from datarax_tfds.service.served_reader import facts_of
 
-        reader = description.opened()
+        reader = pickle.loads(description).opened()  # noqa: S301  # of the process that started it
         self._readers[key] = reader
         self._opened[key] = f"{reader.split.dataset} {reader.split.ranges}"
         return facts_of(reader)
