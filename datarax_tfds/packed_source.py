@@ -35,6 +35,7 @@ from datarax_tfds.tokens.encoder import Encoder, fingerprint, require_equal
 from datarax_tfds.tokens.kept_tokens import KeptTokens
 from datarax_tfds.tokens.packed_reader import PackedReader
 from datarax_tfds.tokens.rows import VERSION, WINDOW, BestFitRows, ConcatRows
+from datarax_tfds.tokens.served_tokens import served_tokens
 from datarax_tfds.tokens.token_counts import TokenCounts
 from datarax_tfds.tokens.token_files import TokenFiles
 from sharding.checks import refused
@@ -87,7 +88,8 @@ class PackedSource(DerivedSource[EagerRecords | StreamingRecords]):
         encode: The tokenizer: a function from a text to its token ids, as a list or an array of
             integers; or an object with a method `encode_batch` for a list of texts, which is then
             used. The ids may also be the attribute `ids` of what is returned. It is called by
-            several threads at once, and must return the same ids for the same text.
+            several threads at once, and must return the same ids for the same text. Workers of the
+            `service` of `source` call it, too, and find it by its import path.
         length: The tokens of a row.
         packing: `concat` cuts all documents, one after the other in stored order, into rows:
             nothing is padded but the end of the last row. `best_fit` cuts only documents that are
@@ -120,7 +122,7 @@ class PackedSource(DerivedSource[EagerRecords | StreamingRecords]):
     Raises:
         TypeError: `source` is not a `TFDSStreamingSource`, or `encode` is not a tokenizer.
         ValueError: The feature is not a text, a text is not UTF-8, there are no tokens, or `encode`
-            gives other tokens when it is called again.
+            gives other tokens when it is called again, or has no import path for workers.
         RuntimeError: `encode` fails on a text.
     """
 
@@ -158,7 +160,8 @@ class PackedSource(DerivedSource[EagerRecords | StreamingRecords]):
                 cacheable=cacheable,
             )
         )
-        reader = RecordReader(split, reading_of(config, split, feature, self.name), self.name)
+        reading = reading_of(config, split, feature, self.name)
+        reader = RecordReader(split, reading, self.name)
         self._reads(reader)
         self._require_repeatable(reader, "tokens")
         encoder = Encoder(encode, eos_id, self.name)
@@ -166,6 +169,9 @@ class PackedSource(DerivedSource[EagerRecords | StreamingRecords]):
         room = int(EAGER_MEMORY_FRACTION * free_host_bytes()) // 4 if cacheable else None
         documents = Documents(reader, feature, errors, encoder, self.name, cached_tokens=room)
         self._documents = nnx.static(documents)
+        served = served_tokens(
+            documents, reading, feature=feature, errors=errors, encode=encode, eos_id=eos_id
+        )
         sample, tokens = self._tried(documents)
         tokenizer = encode_name or fingerprint(tokens)
         described = f"{feature}, errors {errors}, eos {eos_id is not None}, encode {tokenizer}"
@@ -195,6 +201,7 @@ class PackedSource(DerivedSource[EagerRecords | StreamingRecords]):
             documents,
             counts,
             kept,
+            served,
             rows,
             length=length,
             pad_id=pad_id,

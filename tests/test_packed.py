@@ -1,8 +1,10 @@
 """Rows of tokens, packed from texts, keep what every source promises, and more."""
 
 import json
+import pickle
 import threading
 from collections import Counter
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import contract
@@ -30,10 +32,16 @@ from datarax_tfds.counts.count_files import CountFiles
 from datarax_tfds.counts.counting import Counting, Share
 from datarax_tfds.order.block_order import BlockOrder
 from datarax_tfds.order.order import Order
+from datarax_tfds.runtime.threads import decoding_threads
+from datarax_tfds.service import serving
+from datarax_tfds.service.ray_worker import RayWorker
+from datarax_tfds.service.rows_format import read, written
 from datarax_tfds.tokens.counted_tokens import CountedTokens
 from datarax_tfds.tokens.documents import Documents
 from datarax_tfds.tokens.encoder import Encoder
 from datarax_tfds.tokens.kept_tokens import KeptTokens
+from datarax_tfds.tokens.served_tokens import misfit
+from datarax_tfds.tokens.served_tokens import rows_of as served_rows
 from datarax_tfds.tokens.token_counts import TokenCounts
 from datarax_tfds.tokens.token_files import TokenFiles
 
@@ -425,14 +433,14 @@ class TestCounts:
         )
         numbers = np.arange(len(TEXTS))
         for _ in range(3):
-            assert [ids.tolist() for ids in kept.tokens(numbers)] == DOCUMENTS
+            assert [ids.tolist() for ids in kept.tokens(numbers, kept.encoded)] == DOCUMENTS
         # Those for which there was no room are made in each of three rounds.
         left = sum(len(encode(text)) for text, count in encoded.items() if count == 3)
         total = sum(map(len, DOCUMENTS))
         assert total - room <= left <= max(total - room + 70, 0)
         kept.forget()
         encoded.clear()
-        kept.tokens(numbers)
+        kept.tokens(numbers, kept.encoded)
         assert encoded == Counter(TEXTS)
 
     def test_a_cacheable_source_encodes_once(self, texts):
@@ -524,3 +532,55 @@ class TestRefusals:
     def test_only_streams_can_be_packed(self, packed):
         with refused(TypeError, "source must be a TFDSStreamingSource"):
             PackedSource(packed(), encode=encode, length=LENGTH)
+
+
+class InProcess:
+    """Workers that are opened and asked as those of Ray are, but in this process."""
+
+    capacity = 2
+
+    def __init__(self):
+        self.worker = RayWorker("test")
+
+    def join(self, dispatcher, description, *, stored_numbers):
+        for _ in range(decoding_threads()):
+            dispatcher.team.take()  # so that no thread of this process is free
+        facts = self.worker.open("docs", pickle.dumps(description))
+        assert stored_numbers is None
+        self.refusal = dispatcher.consider("worker", self, facts).result()
+
+    def submit(self, numbers, keys):
+        answer = Future()
+        sent = b"".join(map(bytes, written(self.worker.read("docs", numbers, keys))))
+        answer.set_result(read(np.frombuffer(sent, np.uint8)))
+        return answer
+
+
+def test_workers_make_the_tokens_of_documents_that_are_not_on_the_disk(texts, monkeypatch):
+    workers = InProcess()
+    monkeypatch.setattr(serving, "engine_of", lambda _: workers)
+    stream = source_of(texts, name="docs", service="ray", shuffle=False)
+    source = PackedSource(stream, encode=encode, length=LENGTH, eos_id=EOS, keep_tokens=False)
+    expected = rows_of(ENDED, "concat")
+    got = source.get_batch(len(source))
+    for name, column in expected.items():
+        np.testing.assert_array_equal(got[name], column)
+    assert workers.refusal is None
+    assert workers.worker.status()["records"] > len(TEXTS)  # the canaries, too
+
+
+def test_a_tokenizer_that_workers_cannot_import_is_refused(texts):
+    stream = source_of(texts, name="docs", service="ray")
+    with refused(ValueError, "encode has no import path"):
+        PackedSource(stream, encode=lambda text: encode(text), length=LENGTH)
+
+
+@pytest.mark.parametrize("column", [
+    None,
+    [np.arange(2, dtype=np.int32)],  # of one document, and not of two
+    [np.arange(2, dtype=np.int32), np.arange(2)],  # int64
+    [np.arange(2, dtype=np.int32), np.zeros((1, 2), np.int32)],
+    [np.arange(2, dtype=np.int32), None],
+])  # fmt: skip
+def test_what_is_not_tokens_of_the_documents_is_not_used(column):
+    assert misfit(column if column is None else served_rows(column), 2) is not None

@@ -105,14 +105,9 @@ class Description:
             value = getattr(config, name)
             if value is None:
                 continue
-            found = _described(value)
-            if found is None:
-                if not pickle_functions:
-                    raise _no_path(reader.subject, name, value)
-                from ray import cloudpickle
-
-                found = Pickled(cloudpickle.dumps(value))  # pyright: ignore  # it is its own
-            functions[name] = found
+            functions[name] = described(
+                name, value, reader.subject, pickle_functions=pickle_functions
+            )
         path = tuple(each for each in sys.path if each)
         return cls(fields, functions, jax.config.read("jax_enable_x64"), path)
 
@@ -121,9 +116,38 @@ class Description:
         jax.config.update("jax_enable_x64", self.x64)
         # Last, so that what is installed there comes first.
         sys.path += [each for each in self.path if each not in sys.path]
-        functions = {name: _found(value) for name, value in self.functions.items()}
+        functions = {name: found(value) for name, value in self.functions.items()}
         config = TFDSStreamingConfig(**self.fields, **functions)
         return RecordReader(open_split(config), config, f"worker({config.name})")
+
+
+def described(name: str, value: Any, subject: str, *, pickle_functions: bool) -> Any:
+    """A function, or an object, so that a worker can find it with `found`.
+
+    Args:
+        name: That of the argument whose value it is, for messages.
+        value: The function.
+        subject: The source that it belongs to, for messages.
+        pickle_functions: Whether it may be sent by pickle if it has no import path.
+
+    Raises:
+        ValueError: It has no import path, and must not be pickled.
+    """
+    parts = _described(value)
+    if parts is not None:
+        return parts
+    if not pickle_functions:
+        raise _no_path(subject, name, value)
+    from ray import cloudpickle
+
+    return Pickled(cloudpickle.dumps(value))  # pyright: ignore  # it is its own
+
+
+def found(value: Any) -> Any:
+    """What was `described`, in another process."""
+    if isinstance(value, dict):
+        return {key: found(each) for key, each in value.items()}
+    return value.found()
 
 
 def _described(value: Any) -> Any:
@@ -153,12 +177,6 @@ def _described(value: Any) -> Any:
         path = None if isinstance(value, type) else _described(kind)
         return path and Called(path, (), {}, partial=False)
     return None
-
-
-def _found(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _found(each) for key, each in value.items()}
-    return value.found()
 
 
 def _is_plain(value: Any) -> bool:

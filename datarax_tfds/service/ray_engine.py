@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -28,7 +28,6 @@ from datarax_tfds.decoding.decoder import MAX_CHUNK
 from datarax_tfds.runtime.copying import not_copied
 from datarax_tfds.runtime.threads import decoding_threads
 from datarax_tfds.service.channel import Channel
-from datarax_tfds.service.description import Description
 from datarax_tfds.service.dispatcher import Dispatcher
 from datarax_tfds.service.executor import Rows
 from datarax_tfds.service.ray_worker import CALLS
@@ -46,12 +45,20 @@ _AGAIN_S, _AGAIN_MAX_S = 1.0, 15.0  # before it connects again
 StoredNumbers = Callable[[np.ndarray], np.ndarray]
 
 
+class Described(Protocol):
+    """Says what workers open. It is pickled, and `opened` is called in a worker."""
+
+    def opened(self) -> Any:
+        """Has `read`, as a `RecordReader` does, and what `facts_of` asks for."""
+        ...
+
+
 @dataclasses.dataclass
 class _Joined:
     """A reader that uses the workers."""
 
     dispatcher: "weakref.ref[Dispatcher]"
-    description: Description
+    description: Described
     stored_numbers: StoredNumbers | None
 
 
@@ -97,7 +104,7 @@ class RayEngine:
     def join(
         self,
         dispatcher: Dispatcher,
-        description: Description,
+        description: Described,
         *,
         stored_numbers: StoredNumbers | None = None,
     ) -> None:

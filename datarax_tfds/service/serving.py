@@ -8,8 +8,9 @@ from datarax_tfds.config.config import TFDSStreamingConfig
 from datarax_tfds.config.ray_service import RayService
 from datarax_tfds.decoding.reader import RecordReader
 from datarax_tfds.service.description import Description
+from datarax_tfds.service.dispatcher import Dispatcher
 from datarax_tfds.service.executor import Executor
-from datarax_tfds.service.ray_engine import engine_of
+from datarax_tfds.service.ray_engine import Described, engine_of
 from datarax_tfds.service.served_reader import ServedReader
 from sharding.checks import refused
 
@@ -36,15 +37,32 @@ def served(
         return with_workers
     if service is None:
         return reader
-    _require_ray(reader.subject)
-    described = Description.of(reader, config, pickle_functions=service.pickle_functions)
+    description = Description.of(reader, config, pickle_functions=service.pickle_functions)
     with_workers = ServedReader(reader, late_s=service.late_s)
+    start_with_ray(with_workers.dispatcher, service, description, reader)
+    return with_workers
+
+
+def start_with_ray(
+    dispatcher: Dispatcher, service: RayService, description: Described, reader: RecordReader
+) -> None:
+    """Lets a dispatcher use workers of Ray from its first call on.
+
+    Args:
+        dispatcher: Gives calls to them.
+        service: Says where Ray is.
+        description: What workers open.
+        reader: Reads the records here.
+
+    Raises:
+        ModuleNotFoundError: Ray is not installed.
+    """
+    _require_ray(reader.subject)
     kept = reader.split.kept
     stored = None if kept is None else kept.stored_numbers
-    with_workers.dispatcher.start_with(
-        lambda it: engine_of(service).join(it, described, stored_numbers=stored)
+    dispatcher.start_with(
+        lambda it: engine_of(service).join(it, description, stored_numbers=stored)
     )
-    return with_workers
 
 
 def _require_executor(executor: Any, subject: str) -> None:

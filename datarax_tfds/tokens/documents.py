@@ -2,6 +2,7 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -16,6 +17,7 @@ from datarax_tfds.tokens.encoder import Encoder
 from sharding.checks import nearest, refused
 
 DecodeErrors = Literal["strict", "replace", "ignore"]
+Encoded = Callable[[np.ndarray], list[np.ndarray]]  # the tokens of documents, by record number
 
 _LAST_TOKENS = 1 << 24  # 64 MiB: those of the last documents, of which the next rows may take more
 
@@ -72,28 +74,33 @@ class Documents:
         """Describes a record, for a message."""
         return f"{number}: {self.reader.files.where(number)}"
 
-    def encoded(self, numbers: np.ndarray) -> list[np.ndarray]:
+    def encoded(self, numbers: np.ndarray, *, intact: bool = False) -> list[np.ndarray]:
         """The tokens of the documents with these numbers, each an int32 array.
+
+        Args:
+            numbers: Those of the records.
+            intact: Whether a corrupt record is an error although the config would replace it.
 
         Raises:
             ValueError: Bytes are not UTF-8, and `errors` is `strict`.
         """
+        contents = self._contents(numbers, intact)
         texts = [
             self._decoded(number, content)
-            for number, content in zip(numbers.tolist(), self._contents(numbers), strict=True)
+            for number, content in zip(numbers.tolist(), contents, strict=True)
         ]
         with self.reader.timings.timed(ENCODING):
             return self._encoder(texts, lambda row: self.where(int(numbers[row])))
 
-    def tokens(self, numbers: np.ndarray) -> list[np.ndarray]:
-        """The same as `encoded`. Documents whose tokens are cached are not read again."""
+    def tokens(self, numbers: np.ndarray, encoded: Encoded) -> list[np.ndarray]:
+        """The tokens that `encoded` returns, without asking it for those that are cached."""
         with self._lock:
             found = {n: self._cached[n] for n in numbers.tolist() if n in self._cached}
         missing = np.array([n for n in numbers.tolist() if n not in found], np.int64)
         if len(missing):
-            encoded = dict(zip(missing.tolist(), self.encoded(missing), strict=True))
-            self._cache(encoded)
-            found |= encoded
+            made = dict(zip(missing.tolist(), encoded(missing), strict=True))
+            self._cache(made)
+            found |= made
         return [found[number] for number in numbers.tolist()]
 
     def _cache(self, encoded: dict[int, np.ndarray]) -> None:
@@ -112,11 +119,12 @@ class Documents:
             self._room += sum(map(len, self._cached.values()))
             self._cached.clear()
 
-    def _contents(self, numbers: np.ndarray) -> list[bytes]:
+    def _contents(self, numbers: np.ndarray, intact: bool) -> list[bytes]:
+        read = self.reader.read_intact if intact else self.reader.read
         size = max(len(numbers), 1) if self.reader.takes_many else 1
         contents: list[bytes] = []
         for start in range(0, len(numbers), size):
-            column: Any = self.reader.read(numbers[start : start + size])
+            column: Any = read(numbers[start : start + size])
             for name in self._path:
                 column = column[name]
             contents += column.tolist()

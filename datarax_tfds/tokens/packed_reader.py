@@ -10,6 +10,7 @@ from datarax_tfds.runtime.timings import READING
 from datarax_tfds.tokens.documents import Documents
 from datarax_tfds.tokens.kept_tokens import KeptTokens
 from datarax_tfds.tokens.rows import Pieces, Rows, counted, starts_of
+from datarax_tfds.tokens.served_tokens import ServedTokens
 from datarax_tfds.tokens.token_counts import TokenCounts
 from sharding.checks import refused
 
@@ -24,6 +25,7 @@ class PackedReader:
         documents: The documents.
         counts: The number of tokens of each document.
         kept: The tokens that are on the disk; None to encode all documents again.
+        served: Encodes documents with the help of workers; None to do it here alone.
         rows: Which pieces of documents are in each row.
         length: The tokens of a row.
         pad_id: The token of padding.
@@ -42,6 +44,7 @@ class PackedReader:
         documents: Documents,
         counts: TokenCounts,
         kept: KeptTokens | None,
+        served: ServedTokens | None,
         rows: Rows,
         *,
         length: int,
@@ -55,7 +58,8 @@ class PackedReader:
         self._rows = rows
         self._row_tokens = length
         self._pad_id = pad_id
-        self.max_calls = documents.max_calls
+        self._makes = documents if served is None else served
+        self.max_calls = self._makes.max_calls
         self._kept_in = kept_in
         self.subject = subject
         self.timings = documents.reader.timings
@@ -69,7 +73,7 @@ class PackedReader:
     @property
     def parallel(self) -> int:
         """How many calls to have under way at once."""
-        return self._documents.parallel
+        return self._makes.parallel
 
     def holds(self, numbers: np.ndarray) -> np.ndarray:
         """Which of these numbers, bool `[n]`, are those of rows; others are padding."""
@@ -142,7 +146,7 @@ class PackedReader:
     def _encoded(self, pieces: Pieces) -> np.ndarray:
         """The same, from documents that are encoded now."""
         numbers, place = np.unique(pieces.document, return_inverse=True)
-        encoded = self._documents.tokens(numbers)
+        encoded = self._documents.tokens(numbers, self._makes.encoded)
         self._require_counted(numbers, encoded)
         first = starts_of(np.array([len(ids) for ids in encoded]))[place] + pieces.start
         return np.concatenate(encoded)[np.repeat(first, pieces.count) + counted(pieces.count)]
