@@ -1,5 +1,6 @@
 """Decoding by Ray: every batch is that of one process, whatever is killed."""
 
+import inspect
 import json
 import os
 import pickle
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ import jax
 import numpy as np
 import pytest
 
-from datarax_tfds import Pipeline, RayService, TFDSStreamingConfig, TFDSStreamingSource
+from datarax_tfds import Executor, Pipeline, RayService, TFDSStreamingConfig, TFDSStreamingSource
 from datarax_tfds.cli import main
 from datarax_tfds.runtime.timings import WORKERS
 from datarax_tfds.service.description import Description
@@ -175,6 +177,20 @@ def test_batches_are_those_of_one_process_whatever_is_killed(cluster, data_dir, 
     assert not team(run).members
     assert main(["workers", "--address", cluster.address]) == 1
     assert "records differ" in capsys.readouterr().out
+
+
+def test_the_example_of_an_executor_decodes(data_dir):
+    doc = inspect.getdoc(Executor)
+    assert doc is not None
+    example = textwrap.dedent(doc[doc.index("    from concurrent") : doc.index("Attributes:")])
+    names: dict[str, Any] = {
+        "TFDSStreamingSource": TFDSStreamingSource,
+        "config": pipeline(data_dir, None, transform=None).source.config,
+    }
+    exec(example, names)  # our own documentation
+    run = Pipeline(source=names["source"], batch_size=32)
+    run.step()
+    until(lambda: team(run).members)
 
 
 def test_a_worker_says_what_differs_in_its_data_and_its_functions(data_dir, tmp_path):

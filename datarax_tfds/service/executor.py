@@ -16,6 +16,8 @@ class Executor(Protocol):
     Before it is used, its answers for 16 records are compared with those of the source, and it is
     refused if they differ.
 
+        from concurrent.futures import ThreadPoolExecutor
+
         class Threads:
             capacity = 4
 
@@ -25,6 +27,8 @@ class Executor(Protocol):
 
             def submit(self, numbers, keys):
                 return self._pool.submit(self._read, numbers, keys)
+
+        source = TFDSStreamingSource(config, executor=Threads(TFDSStreamingSource(config)))
 
     Attributes:
         capacity: How many calls to keep under way.

@@ -54,7 +54,7 @@ class Driver:
         self._failures = 0
         self._wanted = 0
         self._started = 0
-        self._answered = time.monotonic()
+        self._answered = 0.0  # when it did last, once connected
 
     def run(self) -> None:
         """Connects, and works until the connection to either side ends."""
@@ -79,6 +79,7 @@ class Driver:
             log_to_driver=False,
             configure_logging=False,
         )
+        self._answered = time.monotonic()  # not before, as a busy machine connects in 30 s
         stores = [
             node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]
         ]
