@@ -394,7 +394,7 @@ class TestEnd:
 
 
 def test_a_low_limit_of_open_files_is_kept(tmp_path):
-    """Thirteen files, under a limit of which a quarter is ten; each is open with its index."""
+    """Thirteen files, under a limit of which a sixth is ten; each is open with its index."""
     tfds_datasets.write(tmp_path, "tiny", shards=13)
     code = (
         "import os, resource, sys\n"
@@ -404,7 +404,7 @@ def test_a_low_limit_of_open_files_is_kept(tmp_path):
         "        name='tiny', split=split, data_dir=sys.argv[1], shuffle=True))\n"
         "source('test').get_batch(4)\n"
         "_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (40, hard))\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (60, hard))\n"
         "train = source('train')\n"
         "batches = list(Pipeline(source=train, batch_size=97))\n"
         "assert sorted(batches[0]['id'].tolist()) == list(range(97))\n"

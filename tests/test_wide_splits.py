@@ -48,6 +48,10 @@ class RepeatedFiles:
     def paths(self) -> list[Any]:
         return self._files.paths
 
+    @property
+    def requests(self) -> int:
+        return self._files.requests
+
     def __len__(self) -> int:
         return self._length
 
