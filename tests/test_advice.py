@@ -84,7 +84,7 @@ NOT_FOLLOWED = [
     ),
     (
         "there is no connection to a Ray cluster.",
-        "run it on a machine of the cluster, which ray start --address=HOST:PORT makes it",
+        "let this machine join the cluster, with ray start --address=HOST:PORT --num-cpus=0",
         "test_service_ray.py runs the command on such a machine",
     ),
     (

@@ -27,7 +27,7 @@ from datarax_tfds.service.description import Description
 from datarax_tfds.service.ray_worker import RayWorker
 from datarax_tfds.service.served_reader import facts_of
 
-ENOUGH_S = 240  # for what takes seconds on an idle machine
+ENOUGH_S = 600  # for what takes seconds on an idle machine
 PORT = 20_000 + os.getpid() % 10_000
 
 

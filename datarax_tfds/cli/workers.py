@@ -64,7 +64,8 @@ def _asked(address: str) -> list[dict[str, Any]]:
             "there is no connection to a Ray cluster.",
             address=address,
             error=str(error).splitlines()[0],
-            fix="run it on a machine of the cluster, which ray start --address=HOST:PORT makes it",
+            fix="let this machine join the cluster, with ray start --address=HOST:PORT"
+            " --num-cpus=0",
         ) from error
     try:
         named = {name: ray.get_actor(name) for name in ray.util.list_named_actors()}

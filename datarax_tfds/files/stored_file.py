@@ -75,7 +75,7 @@ class StoredFile:
     def mapped(self, size: int) -> mmap.mmap:
         """The first bytes of the file, mapped into memory. Raises a `ValueError` if it has fewer.
 
-        To touch a byte that cannot be read ends the process: leave that to system calls.
+        Touching a byte that cannot be read would end the process, so only system calls may read it.
         """
         mapping = mmap.mmap(self._descriptor, size, prot=mmap.PROT_READ)
         if hasattr(mmap, "MADV_RANDOM"):

@@ -112,7 +112,7 @@ class Description:
         return cls(fields, functions, jax.config.read("jax_enable_x64"), path)
 
     def opened(self) -> RecordReader:
-        """Builds the reader, in another process."""
+        """Builds the reader. Workers call it."""
         jax.config.update("jax_enable_x64", self.x64)
         # Last, so that what is installed there comes first.
         sys.path += [each for each in self.path if each not in sys.path]

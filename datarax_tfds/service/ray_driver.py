@@ -105,7 +105,7 @@ class Driver:
         self._events.put(self._end)
 
     def _look(self) -> None:
-        """Ends the process if the cluster or the parent is gone, as none of both may say so."""
+        """Ends the process if the cluster or the parent is gone, since neither may say so."""
         parent = os.getppid()
         threading.Thread(target=self._ask, daemon=True).start()
         while os.getppid() == parent and time.monotonic() - self._answered < _ANSWER_S:
@@ -217,7 +217,7 @@ class Driver:
             self._open(worker, key)
 
     def _on_forget(self, key: str, body: bytes, worker: int | None = None) -> None:
-        """Lets workers close a reader; `body` is why it was refused, if it was."""
+        """Lets workers close a reader. `body` is the reason for which it was refused, or None."""
         refusal = pickle.loads(body)  # noqa: S301  # of our parent
         if worker is None:
             self._readers.pop(key, None)
@@ -247,7 +247,7 @@ def _shown(error: Exception) -> str:
 
 
 def main() -> None:
-    """Runs the driver. Its arguments are the descriptor of a socket, and settings in JSON."""
+    """Runs the driver. The command line has the descriptor of a socket, and settings as JSON."""
     # Ray then ends this process soon after its cluster is gone, and the engine learns of it.
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
     from datarax_tfds.service.channel import Channel

@@ -46,10 +46,10 @@ StoredNumbers = Callable[[np.ndarray], np.ndarray]
 
 
 class Described(Protocol):
-    """Says what workers open. It is pickled, and `opened` is called in a worker."""
+    """Describes what workers open. It is sent to them by pickle, and they call `opened`."""
 
     def opened(self) -> Any:
-        """Has `read`, as a `RecordReader` does, and what `facts_of` asks for."""
+        """Returns an object with `read`, as of a `RecordReader`, and what `facts_of` needs."""
         ...
 
 
@@ -351,10 +351,14 @@ class RayEngine:
             _log.warning("service: worker %s has died, and is replaced: %s", name, why)
             self._gone(worker, name, why)
 
-    def _on_rows(self, _channel: Channel, body: np.ndarray, number: int) -> None:
+    def _answered(self, number: int) -> Future[Rows] | None:
+        """The future of a call, which is under way no more; None if the call has failed before."""
         with self._lock:
             _, future = self._calls.pop(number, (0, None))
-        if future is not None:
+        return future
+
+    def _on_rows(self, _channel: Channel, body: np.ndarray, number: int) -> None:
+        if (future := self._answered(number)) is not None:
             try:
                 rows = read(body)
             except Exception as error:  # of any kind, as the bytes come from elsewhere
@@ -363,9 +367,7 @@ class RayEngine:
                 future.set_result(rows)
 
     def _on_failed(self, _channel: Channel, _body: Any, number: int, why: str) -> None:
-        with self._lock:
-            _, future = self._calls.pop(number, (0, None))
-        if future is not None:
+        if (future := self._answered(number)) is not None:
             future.set_exception(RuntimeError(why))
 
     def _warn_once(self, kind: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Writes rows as plain bytes, and reads them where they lie. Nothing in them is ever code."""
+"""Writes rows as plain bytes, and reads them without copying. They hold values, and no code."""
 
 import json
 from typing import Any

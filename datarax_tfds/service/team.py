@@ -84,9 +84,12 @@ class Team:
             _log.warning(says, self._subject, name, reason)
 
     def take(self) -> Member | None:
-        """Waits until a thread or a worker is free, and takes it: None stands for a thread.
+        """Waits until a thread of this process or a worker is free, and reserves it.
 
-        Whoever takes it must `release` it.
+        The caller must `release` it.
+
+        Returns:
+            The worker; None for a thread of this process.
         """
         with self._changed:
             while not self._free_here:
@@ -97,13 +100,13 @@ class Team:
             return None
 
     def take_other(self, than: Member) -> Member | None:
-        """Takes another worker, if one is free."""
+        """Reserves another worker, if one is free."""
         with self._changed:
             return self._free_member(than)
 
     @contextmanager
     def here(self) -> Iterator[None]:
-        """Waits until a thread is free, and takes it for the time of the context."""
+        """Waits until a thread is free, and reserves it for the time of the context."""
         with self._changed:
             self._changed.wait_for(lambda: self._free_here)
             self._free_here -= 1
@@ -122,7 +125,7 @@ class Team:
             self._changed.notify_all()
 
     def _free_member(self, but: Member | None) -> Member | None:
-        """Takes the worker that has the fewest calls under way."""
+        """Reserves the free worker that has the fewest calls under way for its capacity."""
         free = [each for each in self._members.values() if each.is_free and each is not but]
         member = min(free, key=lambda each: each.under_way / each.executor.capacity, default=None)
         if member is not None:

@@ -81,7 +81,7 @@ class DescribedTokens:
     eos_id: int | None
 
     def opened(self) -> "OpenedTokens":
-        """Opens the documents, in another process."""
+        """Opens the documents. Workers call it."""
         reader = self.records.opened()
         encoder = Encoder(found(self.encode), self.eos_id, reader.subject)
         documents = Documents(reader, self.feature, self.errors, encoder, reader.subject)
