@@ -10,10 +10,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("KERAS_BACKEND", "jax")  # before TensorFlow imports Keras
+
 import first_words  # noqa: F401  (says what takes so long)
-
-os.environ.setdefault("KERAS_BACKEND", "jax")  # before Keras is imported
-
 import digits  # noqa: F401  (registers the dataset)
 import jax
 import keras

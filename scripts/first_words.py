@@ -1,11 +1,14 @@
 """Says what a script is doing, from its first moment on: its imports alone take seconds.
 
-Import it before everything else. Of the processes of a job, only process 0 says anything.
+Import it before everything else. Of the processes of a job, only process 0 says anything. It
+imports TensorFlow itself, without the notes that TensorFlow prints of the processor.
 """
 
 import os
 import sys
 from pathlib import Path
+
+from datarax_tfds.runtime.startup_notes import startup_notes_left_out
 
 _NUMBERS = ("JAX_PROCESS_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "RANK")
 
@@ -17,3 +20,6 @@ def doing(what: str) -> None:
 
 
 doing("importing JAX and TensorFlow")
+with startup_notes_left_out():
+    import jax  # noqa: F401
+    import tensorflow  # noqa: F401

@@ -3,7 +3,8 @@
 import subprocess
 import sys
 
-from checkout import GUARD_S, ROOT
+import pytest
+from checkout import GUARD_S, NOISE, ROOT
 
 from datarax_tfds.cli import commands
 
@@ -70,6 +71,43 @@ def test_a_script_says_what_it_does_before_its_imports():
 def test_only_process_0_says_it(monkeypatch):
     monkeypatch.setenv("SLURM_PROCID", "1")
     assert not printed(OF_SCRIPTS, str(ROOT / "scripts/example_nnx.py")).stderr
+
+
+# As TensorFlow 2.21 prints them on a processor with AVX512.
+NOTES = """\
+WARNING: All log messages before absl::InitializeLog() is called are written to STDERR
+I0000 00:00:1795875163.488294   11803 port.cc:153] oneDNN custom operations are on.
+I0000 00:00:1795875604.148573   11803 cpu_feature_guard.cc:227] This TensorFlow binary is optimized.
+To enable the following instructions: AVX2 FMA, in other operations, rebuild TensorFlow with flags.
+"""
+NOTED = f"""
+import os
+from datarax_tfds.runtime.startup_notes import startup_notes_left_out
+with startup_notes_left_out():
+    os.write(2, {NOTES.encode()!r} + b"E0000 00:00:1.5 7 port.cc:1] A fault.\\n")
+    raise ImportError("no library")
+"""
+
+
+def test_notes_of_tensorflow_are_left_out_and_errors_are_not():
+    done = subprocess.run(
+        [sys.executable, "-c", NOTED], capture_output=True, text=True, timeout=GUARD_S
+    )
+    first, *_, last = done.stderr.splitlines()
+    assert first == "E0000 00:00:1.5 7 port.cc:1] A fault."
+    assert last == "ImportError: no library"
+    assert not [line for line in NOTES.splitlines() if line in done.stderr]
+
+
+@pytest.mark.parametrize("words", [["scripts/example_nnx.py"], ["-m", "datarax_tfds", "info", "."]])
+def test_a_new_process_prints_no_notes_of_its_imports(words, tmp_path):
+    # Not a copy of a process that has imported them already.
+    words = [str(ROOT / word) if word.endswith(".py") else word for word in words]
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, timeout=GUARD_S, cwd=tmp_path
+    )
+    assert done.stderr
+    assert not NOISE.search(done.stderr), done.stderr
 
 
 WORDS = {

@@ -5,7 +5,6 @@ be ended together with all that it starts.
 """
 
 import os
-import re
 import shlex
 import signal
 import socket
@@ -16,13 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from datarax_tfds.runtime.startup_notes import may_become_note, without_startup_notes
+
 _NAME = "datarax-tfds launch"
 _TAIL_LINES = 25
 _POLL_S = 0.05
 _NO_FAILURE = (None, 0, os.EX_TEMPFAIL)
-# What JAX's CPU backend prints of itself. It stays in the logs.
-_NOISE = re.compile(rb"^\[Gloo\] Rank \d+ is connected to .*\n", re.MULTILINE)
-_START_OF_NOISE = b"[Gloo] Rank "
 
 
 def start(
@@ -115,6 +113,7 @@ def launch(
                 return 124
             time.sleep(_POLL_S)
     except KeyboardInterrupt:
+        sys.stderr.write(f"\n{_NAME}: stopped by Ctrl-C; all processes are killed\n")
         return 130
     finally:
         end(processes)
@@ -146,19 +145,20 @@ def _log(logs: Path, number: int) -> Path:
 
 
 def print_news(log: Path, start: int, *, ended: bool) -> int:
-    """Prints what was added to a log since offset `start`, but for noise. Returns the new offset.
+    """Prints what was added to a log since offset `start`. Returns the new offset.
 
-    The beginning of a line that may become noise is left for the next call, unless the process has
-    ended. Other beginnings are printed at once, such as a progress bar, which has no end of line.
+    Notes that JAX and TensorFlow print of themselves stay in the log. The beginning of a line that
+    may become one is left for the next call, unless the process has ended. Other beginnings are
+    printed at once, such as a progress bar, which has no end of line.
     """
     with log.open("rb") as file:
         file.seek(start)
         news = file.read()
     if not ended:
         line = news.rfind(b"\n") + 1
-        if news.startswith(_START_OF_NOISE[: len(news) - line], line):
+        if may_become_note(news[line:]):
             news = news[:line]
-    sys.stdout.buffer.write(_NOISE.sub(b"", news))
+    sys.stdout.buffer.write(without_startup_notes(news))
     sys.stdout.buffer.flush()
     return start + len(news)
 

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from pathlib import Path, PurePath
 from typing import Any
 
+from datarax_tfds.runtime.startup_notes import startup_notes_left_out
 from datarax_tfds.stores.object_path import SCHEMES
 
 
@@ -36,7 +37,8 @@ def import_tensorflow() -> None:
     if "tensorflow" in sys.modules:
         return
     doing("importing JAX, TensorFlow and TFDS")
-    with _environment(TF_CPP_MIN_LOG_LEVEL="2"):
+    with startup_notes_left_out(), _environment(TF_CPP_MIN_LOG_LEVEL="2"):
+        import jax  # noqa: F401  # first: it says by an exception what TensorFlow aborts for
         import tensorflow  # noqa: F401
         import tensorflow_datasets  # noqa: F401
 
