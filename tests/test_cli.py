@@ -78,6 +78,13 @@ def test_an_error_of_the_library_is_printed_without_a_traceback(tmp_path, capsys
     assert "Traceback" not in printed
 
 
+@pytest.mark.parametrize("words", ["launch 2 -- nowhere/program", "audit nowhere.jsonl"])
+def test_what_cannot_be_read_is_said_with_the_name_of_the_command(words, capsys):
+    assert main(words.split()) == 2
+    said = rf"datarax-tfds {words.split()[0]}: .*No such file or directory: 'nowhere[/.]\w+'\n"
+    assert re.fullmatch(said, capsys.readouterr().err)
+
+
 @pytest.mark.parametrize("words", ["info --device-gib nan", "info --device-gib -1",
                                    "verify --processes 0"])  # fmt: skip
 def test_numbers_that_cannot_be_are_refused_with_what_was_got(words, data_dir, capsys):

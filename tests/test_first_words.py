@@ -21,7 +21,7 @@ OF_SCRIPTS = f"""
 import runpy, sys
 {BLOCKED}
 for path in sys.argv[1:]:
-    for name in ("first_words", "config_file"):
+    for name in ("first_words", "config_file", "benchmark_words"):
         sys.modules.pop(name, None)
     sys.argv = [path]
     try:
@@ -49,13 +49,13 @@ for words in sys.argv[1:]:
 """
 
 
-def printed(code, *words):
+def printed(code, *words, folder="scripts"):
     done = subprocess.run(
         [sys.executable, "-c", code, *words],
         capture_output=True,
         text=True,
         timeout=GUARD_S,
-        cwd=ROOT / "scripts",
+        cwd=ROOT / folder,
     )
     assert done.returncode == 0, done.stderr
     return done
@@ -66,6 +66,15 @@ def test_a_script_says_what_it_does_before_its_imports():
     scripts += [*sorted((ROOT / "scripts").glob("train_*.py")), ROOT / "scripts/train.py"]
     said = printed(OF_SCRIPTS, *map(str, scripts)).stderr.splitlines()
     assert said == [f"{path.name}: importing JAX and TensorFlow ..." for path in scripts]
+
+
+def test_a_benchmark_says_what_it_does_before_its_imports():
+    folder = "scripts/benchmarks"
+    found = sorted((ROOT / folder).glob("*.py"))
+    found = [path for path in found if "__main__" in path.read_text()]
+    said = printed(OF_SCRIPTS, *map(str, found), folder=folder).stderr.splitlines()
+    assert len(found) > 15
+    assert said == [f"{path.name}: importing JAX and others ..." for path in found]
 
 
 def test_only_process_0_says_it(monkeypatch):

@@ -75,12 +75,14 @@ def _run(name: str, words: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        from sharding.checks import fix_of
-
-        # Other errors are faults of the program, and need their traceback.
-        if not isinstance(error, OSError) and fix_of(error) is None:
-            raise
-        sys.stderr.write(f"{error}\n")
+        # Not imported here, which imports JAX: without it, no error has a fix.
+        checks = sys.modules.get("sharding.checks")
+        if checks is not None and checks.fix_of(error) is not None:
+            sys.stderr.write(f"{error}\n")
+        elif isinstance(error, OSError):
+            sys.stderr.write(f"datarax-tfds {name}: {error}\n")
+        else:
+            raise  # a fault of the program, which needs its traceback
         return 2
 
 

@@ -65,7 +65,6 @@ class Command:
         found = []
         with imported_code(self.code):  # other processes import it, too
             for count in counts:
-                doing(f"reading {stream.config.name}:{stream.config.split} on {count} of the cores")
                 found.append(_on_cores(count, stream, self.seconds, self.step_ms))
         if self.picture is not None:
             _draw(found, self.picture)
@@ -130,6 +129,11 @@ class Measured:
 
 def measured(stream: Stream, seconds: float, step_ms: float | None) -> Measured:
     """Reads batches for some seconds in this process."""
+    split, total = (
+        f"{stream.config.name}:{stream.config.split}",
+        seconds * (1 if step_ms is None else 2),
+    )
+    doing(f"reading {split} with {_cores_here()} of the cores, for {total:g} s")
     begun = time.perf_counter()
     pipeline = stream.pipeline()
     batches = pipeline.batches()
@@ -163,6 +167,7 @@ def _on_cores(cores: int, stream: Stream, seconds: float, step_ms: float | None)
     """As `measured`, in a process that may use only so many cores, if this one may use more."""
     if cores == _cores_here():
         return measured(stream, seconds, step_ms)
+    doing(f"starting a process that has {cores} of the cores")
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
 

@@ -1,5 +1,7 @@
 """What all commands print: tables, JSON, and on a terminal what they are doing."""
 
+import atexit
+import gc
 import io
 import json
 import logging
@@ -43,6 +45,8 @@ def import_tensorflow() -> None:
         import tensorflow_datasets  # noqa: F401
 
         import datarax_tfds.public_names  # noqa: F401
+    # Without it, Python searches all that was imported for garbage when it ends: 3 s, not 0.1 s.
+    atexit.register(gc.freeze)
 
 
 def print_json(value: Any) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import benchmark_words  # noqa: F401  (says what takes so long)
 import benchmark_data
 import jax
 import tyro

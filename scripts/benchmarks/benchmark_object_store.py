@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import benchmark_words  # noqa: F401  (says what takes so long)
 import numpy as np
 import psutil
 import tyro

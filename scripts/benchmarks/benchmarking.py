@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from benchmark_words import doing
 from rich.console import Console
 from rich.table import Table
 
@@ -52,6 +53,7 @@ def in_turn(
         units: The number of steps in a run; reported times are per step.
     """
     comparison = Comparison(name, target)
+    doing(f"measuring {name}")
     ours()
     peer()
     for _ in range(rounds):

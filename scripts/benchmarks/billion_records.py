@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import benchmark_words  # noqa: F401  (says what takes so long)
 import numpy as np
 import tyro
 from benchmark_data import SparseSplit

@@ -21,6 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import benchmark_words  # noqa: F401  (says what takes so long)
 from rich.console import Console
 from rich.table import Table
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import benchmark_words  # noqa: F401  (says what takes so long)
 import jax
 import numpy as np
 import tyro

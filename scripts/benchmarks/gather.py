@@ -9,6 +9,7 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
+import benchmark_words  # noqa: F401  (says what takes so long)
 import jax
 import jax.numpy as jnp
 import numpy as np

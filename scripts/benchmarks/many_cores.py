@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import benchmark_words  # noqa: F401  (says what takes so long)
 import benchmark_data
 import jax
 import numpy as np

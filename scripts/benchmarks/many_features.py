@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import benchmark_words  # noqa: F401  (says what takes so long)
 import jax
 import numpy as np
 import tyro

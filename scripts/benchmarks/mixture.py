@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import benchmark_words  # noqa: F401  (says what takes so long)
 import benchmark_data
 import jax
 import tyro

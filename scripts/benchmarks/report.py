@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import benchmark_words  # noqa: F401  (says what takes so long)
 import benchmark_data
 import jax
 import tyro

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import benchmark_words  # noqa: F401  (says what takes so long)
 import benchmark_data
 import jax
 import numpy as np
