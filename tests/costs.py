@@ -125,7 +125,8 @@ def mark(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Marks what the tables name, and puts what takes longest first, for pytest-xdist."""
     slow_groups, unused = set(), set(SLOW)
     for item in items:
-        named = {key for key in SLOW if f"{_test(item)}::".startswith(f"{key}::")}
+        parts = _test(item).split("::")
+        named = SLOW.keys() & {"::".join(parts[:count]) for count in range(1, len(parts) + 1)}
         unused -= named
         if named:
             item.add_marker(pytest.mark.slow)
