@@ -77,8 +77,10 @@ def test_processes_read_from_a_store_what_they_read_from_a_disk(data_dir, tmp_pa
     with object_servers.s3() as variables, object_servers.environment(**variables):
         for name in ("tiny", "tiny_array", "tiny_one", "tiny_uneven"):
             object_servers.upload(data_dir / name, f"{datasets}/{name}")
-        run(2, "serve.py", datasets, tmp_path, logs=tmp_path)
-    require_expected(2, tmp_path)
+        # One mesh, and no programs of a caller's own: a store changes only where records come from.
+        run(2, "serve.py", datasets, tmp_path, "reversed", logs=tmp_path)
+    for notes in require_expected(2, tmp_path):
+        assert len(notes) == 4
 
 
 def test_the_former_name_of_fail_fast_still_works():

@@ -105,8 +105,8 @@ def stacked(batches):
     return jax.tree.map(lambda *columns: np.stack(columns), *batches)
 
 
-@pytest.mark.parametrize(("mesh", "remainder"), PLACES)
 class TestThreeSpeeds:
+    @pytest.mark.parametrize(("mesh", "remainder"), PLACES)
     def test_they_give_the_same_batches_and_end_alike(self, make):
         expected = looped(make())
         stepped, own, scanned = make(), make(), make()
@@ -120,6 +120,8 @@ class TestThreeSpeeds:
             assert pipeline.stages[2].batches.get_value() == STEPS
             assert pipeline.source.get_operation_stats() == stepped.source.get_operation_stats()
 
+    # Each of the three alone is compared on every mesh by the test above.
+    @pytest.mark.parametrize(("mesh", "remainder"), PLACES[:1])
     def test_they_follow_on_each_other(self, make):
         expected, pipeline = looped(make()), make()
         step = nnx.jit(lambda pipeline: pipeline.step())
@@ -130,6 +132,7 @@ class TestThreeSpeeds:
         for batch, same in zip(batches, expected, strict=False):
             assert equal(batch, same)
 
+    @pytest.mark.parametrize(("mesh", "remainder"), PLACES)
     def test_an_error_within_a_program_moves_nothing(self, make):
         def failing(batch):
             raise RuntimeError("the user's own")

@@ -18,7 +18,8 @@ from test_object_store import many_objects
 
 from datarax_tfds.cli import launching
 
-COUNT, WHO, SIZE, FILES = 4, 2, 16, 3_000
+COUNT, WHO, SIZE = 4, 2, 16
+FILES = 1_200  # more than a store lists at once
 SHARD = ".tfrecord-0"
 
 

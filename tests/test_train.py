@@ -36,7 +36,7 @@ def trained(place, *overrides, processes=None):
 
 
 def test_the_digits_are_learned_also_when_killed_on_the_way(place):
-    process = subprocess.Popen(TRAIN, cwd=place, stderr=subprocess.DEVNULL)
+    process = warmed.Popen(TRAIN, cwd=place, stderr=subprocess.DEVNULL)
     checkpoints = place / "runs/digits"
     deadline = time.monotonic() + GUARD_S
     while not [path for path in checkpoints.glob("*") if path.name.isdecimal()]:

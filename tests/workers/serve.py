@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-DATA_DIR, OUT = sys.argv[1], Path(sys.argv[2])
+DATA_DIR, OUT, ONLY = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
 
 # Another number of devices in each process.
 jax.config.update("jax_num_cpu_devices", 1 + (int(os.environ["JAX_PROCESS_ID"]) == 0))
@@ -41,7 +41,8 @@ DATASETS = {
     "streaming": "tiny_one",
     "streaming, uneven": "tiny_uneven",
 }
-# Every mesh on two processes. Of one process, tests with eight devices show more.
+# Every mesh on two processes, unless arguments name some. Of one process, tests with eight devices
+# show more.
 CROSSING = "model axis across processes"
 MESHES = {
     1: {"all"},
@@ -73,7 +74,8 @@ def shardings() -> dict[str, NamedSharding]:
         crossing = np.array(one_each).reshape(-1, 2)
         meshes[CROSSING] = batch_sharding(Mesh(crossing, ("data", "model")))
     assert count == jax.process_count() + 1
-    return {name: mesh for name, mesh in meshes.items() if name in MESHES[jax.process_count()]}
+    wanted = ONLY or MESHES[jax.process_count()]
+    return {name: mesh for name, mesh in meshes.items() if name in wanted}
 
 
 def source_of(name: str, layout: str, sharding: NamedSharding, **fields: Any) -> Any:
