@@ -4,6 +4,8 @@ Import it before everything else. Of the processes of a job, only process 0 says
 imports TensorFlow itself, without the notes that TensorFlow prints of the processor.
 """
 
+import atexit
+import gc
 import os
 import sys
 from pathlib import Path
@@ -23,3 +25,5 @@ doing("importing JAX and TensorFlow")
 with startup_notes_left_out():
     import jax  # noqa: F401
     import tensorflow  # noqa: F401
+# Without it, Python searches all that was imported for garbage when it ends: 3 s, not 0.1 s.
+atexit.register(gc.freeze)

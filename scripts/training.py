@@ -119,6 +119,8 @@ def train_to_end(
     """
     data, step = checkpoints.data, checkpoints.restore()
     leader, stopping = jax.process_index() == 0, False
+    if step < total_steps:
+        doing("compiling the training step")
     progress = tqdm(
         total=total_steps,
         initial=step,
@@ -126,8 +128,6 @@ def train_to_end(
         desc=f"from step {step}",
         disable=not leader,
     )
-    if step < total_steps:
-        doing("compiling the training step")
     with Preemption() as preemption, progress:
         for batch in prefetch_to_device(data.steps(max(total_steps - step, 0))):
             found = train_step(*checkpoints.nodes, batch)

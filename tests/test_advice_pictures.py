@@ -6,7 +6,7 @@ from unittest import mock
 import pytest
 from advice import Row
 
-from datarax_tfds import batch_sharding, draw_placement, make_mesh
+from datarax_tfds import batch_sharding, draw_placement, make_mesh, show
 
 
 def drawn(_):
@@ -24,6 +24,12 @@ ROWS = [
         "pip install 'datarax-tfds[pictures]'",
         drawn_without_matplotlib,
         drawn,
+    ),
+    Row(
+        "batch must be a batch of a pipeline, or a list of records.",
+        "pass a batch, as next(pipeline.batches())",
+        lambda u: show(u.pipeline()),
+        lambda u: show(next(u.pipeline().batches())),
     ),
 ]
 

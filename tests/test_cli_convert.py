@@ -52,6 +52,17 @@ def test_a_folder_of_images_becomes_records_with_its_names_as_labels(tmp_path, c
     assert convert(folder, tmp_path, "--version", "2.0.0") == 0
 
 
+def test_a_folder_gives_the_same_files_wherever_it_lies(tmp_path):
+    written = []
+    for place in ("here/photos", "elsewhere/pictures"):
+        for value in range(40):
+            image(tmp_path / place / ("cat", "dog")[value % 2] / f"{value}.png", value)
+        assert convert(tmp_path / place, tmp_path / place / "..") == 0
+        (file,) = (tmp_path / place / "../data").rglob("*.tfrecord*")
+        written.append(file.read_bytes())
+    assert written[0] == written[1]
+
+
 def test_folders_above_those_of_labels_are_splits(tmp_path, capsys):
     for value, name in enumerate(["train/cat/a.png", "train/dog/b.png", "test/cat/a.png"]):
         image(tmp_path / "photos" / name, value, size=(4 + value, 5), mode="L")

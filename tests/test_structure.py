@@ -158,6 +158,7 @@ HOOKS = {
     "datarax_tfds/files/stored_file.py": {"__del__": "swaps a number and closes it"},
     "datarax_tfds/service/ray_engine.py": {"finalize": "puts a text into a SimpleQueue"},
     "datarax_tfds/stores/metadata_copy.py": {"finalize": "removes a few small files"},
+    "datarax_tfds/cli/terminal.py": {"atexit.register": "calls gc.freeze"},
     "datarax_tfds/runtime/forks.py": {"register_at_fork": "reads attributes of modules"},
     "datarax_tfds/runtime/threads.py": {
         "finalize": "sets a flag and puts a sentinel into a SimpleQueue",

@@ -27,10 +27,12 @@ class ImageFolder:
     """The images of a folder.
 
     Args:
+        folder: The folder.
         splits: The images of each split, with the name of their label; None if they have none.
         ignored: How many files of each ending are neither JPEG nor PNG.
     """
 
+    folder: Path
     splits: dict[str, list[tuple[Path, str | None]]]
     ignored: Counter[str]
 
@@ -60,7 +62,7 @@ class ImageFolder:
                 images=", ".join("/".join(parts) for parts in examples) or "none (.jpg or .png)",
                 fix="arrange the images as LABEL/NAME.jpg, or as SPLIT/LABEL/NAME.jpg",
             )
-        return cls(_arranged(folder, images), ignored)
+        return cls(folder, _arranged(folder, images), ignored)
 
     @property
     def labels(self) -> list[str]:
@@ -82,7 +84,8 @@ class ImageFolder:
     def records(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
         for path, label in self.splits[split]:
             record = {"image": str(path)} | ({} if label is None else {"label": label})
-            yield str(path), record
+            # TFDS orders records by this key, so it must not say where the folder lies.
+            yield path.relative_to(self.folder).as_posix(), record
 
 
 def has_images(folder: Path) -> bool:

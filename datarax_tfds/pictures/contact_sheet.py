@@ -12,6 +12,7 @@ from datarax_tfds.decoding.device_dtypes import path_name
 from datarax_tfds.order.wide_numbers import join_words
 from datarax_tfds.pictures.picture import Picture, new_figure
 from datarax_tfds.stages.programs import MASK, NUMBER  # what a pipeline adds to a batch
+from sharding.checks import refused
 
 _TEXT_CHARACTERS, _TEXT_WIDTH = 240, 32
 _VALUES = 64
@@ -49,7 +50,9 @@ def show(
 
     Raises:
         ImportError: matplotlib is not installed.
+        TypeError: `batch` is neither a dict of arrays nor a list of such records.
     """
+    _require_batch(batch)
     rows = _rows(batch)[:most]
     features = _features_of(source)
     columns = min(4, max(len(rows), 1))
@@ -69,6 +72,18 @@ def show(
         for box, name in _boxes(row, features):
             _draw_box(cell, box, name, pixels.shape)
     return Picture(figure)
+
+
+def _require_batch(batch: object) -> None:
+    records = batch if isinstance(batch, list | tuple) else [batch]
+    if not all(isinstance(each, Mapping) for each in records):
+        raise refused(
+            TypeError,
+            "show",
+            "batch must be a batch of a pipeline, or a list of records.",
+            batch=type(batch).__name__,
+            fix="pass a batch, as next(pipeline.batches())",
+        )
 
 
 def _rows(batch: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[Row]:
