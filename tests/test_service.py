@@ -299,6 +299,29 @@ def test_rows_come_through_the_channel_as_they_are_and_as_views():
     ours.close()
 
 
+def test_memory_of_the_channel_is_used_again_once_it_was_read_and_never_before():
+    ours, theirs = map(Channel, Channel.pair())
+    random, held, places = np.random.default_rng(0), [], set()
+    for value in range(200):
+        sent = np.full(random.integers(1, 200_000), value % 251, np.uint8)
+        theirs.send({}, [sent])
+        received = ours.receive()
+        assert received is not None
+        held.append((received[1], sent))
+        if len(sent) > 50_000:
+            places.add(received[1].ctypes.data)
+        del received
+        if len(held) > 3:
+            held.pop(random.integers(len(held)))
+        for body, as_sent in held:
+            np.testing.assert_array_equal(body, as_sent)
+        ours.send({"kind": "says what was read"})
+        theirs.receive()
+    assert len(places) < 50  # of about 150; a file that is too small is made anew
+    ours.close()
+    theirs.close()
+
+
 def test_a_call_without_an_answer_does_not_keep_others_from_theirs():
     calls = dispatcher(threads=1, late_s=NEVER)
     calls.team.add("stuck", stuck := Fake(never, capacity=1))

@@ -10,6 +10,7 @@ import numpy as np
 
 from datarax_tfds.records.host_rows import fill_rows, padding
 from datarax_tfds.records.readers import Reader
+from datarax_tfds.runtime.aligned import aligned, concatenated
 from sharding.hosts.waits import result_of
 
 Cut = Callable[[dict[str, Any]], dict[str, Any]]  # of columns `[rows, ...]`
@@ -66,9 +67,9 @@ class PendingRows:
         if places.held.all():
             if len(parts) == 1:
                 return parts[0]  # TensorFlow's own memory, which JAX may use without a copy
-            return jax.tree.map(lambda *columns: np.concatenate(columns), *parts)
+            return jax.tree.map(lambda *columns: concatenated(columns), *parts)
         size = len(places.held)
-        zeros = lambda leaf: np.zeros((size, *leaf.shape), leaf.dtype)  # noqa: E731
+        zeros = lambda leaf: aligned((size, *leaf.shape), leaf.dtype, np.zeros)  # noqa: E731
         padded = jax.tree.map(zeros, self._reader.spec) | padding(self._reader.host_spec, size)
         empty = cut(padded)
         filled, held = 0, np.flatnonzero(places.held)

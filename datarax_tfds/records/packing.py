@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-_ALIGNMENT = 64  # bytes; the CPU backend takes over a buffer that starts there, without a copy
+from datarax_tfds.runtime.aligned import aligned
 
 # With at least this many fields of one shape and dtype, their places are program arguments.
 _MIN_ALIKE = 16
@@ -96,7 +96,10 @@ class Packing:
 
     def empty(self, rows: int) -> PackedRows:
         """Returns aligned buffers of zeros, without touching their memory pages."""
-        return {width: _aligned(rows, columns, width) for width, columns in self._columns.items()}
+        return {
+            width: aligned((rows, columns), np.dtype(f"u{width}"), np.zeros)
+            for width, columns in self._columns.items()
+        }
 
     def pack(self, columns: Any, out: PackedRows) -> None:
         """Writes columns `[n, *shape]` of the dtypes of the spec into buffers of `n` rows."""
@@ -114,13 +117,6 @@ class Packing:
         return self._structure.unflatten(
             _values(_bits(rows[field.width], starts, field), field) for field in self._fields
         )
-
-
-def _aligned(rows: int, columns: int, width: int) -> np.ndarray:
-    size = rows * columns * width
-    raw = np.zeros(size + _ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT
-    return raw[start : start + size].view(f"u{width}").reshape(rows, columns)
 
 
 def _bits(rows: jax.Array, starts: tuple[Any, ...], field: _Field) -> jax.Array:

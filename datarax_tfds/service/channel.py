@@ -1,11 +1,10 @@
 """Sends messages and arrays between this process and the one that talks to Ray.
 
-A message is a JSON object, and may come with a body: a file in memory that only the two processes
-have. So arrays are written once, and are read where they lie.
+A message is a JSON object, and may come with a body of bytes. A large body is in a file in memory
+that only the two processes have, so that it is written once, and is read where it lies.
 """
 
 import json
-import mmap
 import os
 import select
 import socket
@@ -15,7 +14,10 @@ from typing import Any
 
 import numpy as np
 
-_MAX_HEADER = 64 << 10
+from datarax_tfds.service.lent_files import BorrowedFiles, LentFiles
+
+_MAX_MESSAGE = 64 << 10  # of a system's least limit of 200 KiB
+_MAX_INLINE = 16 << 10  # bytes of a body that is sent within the message
 
 
 class Channel:
@@ -28,6 +30,7 @@ class Channel:
     def __init__(self, connection: socket.socket):
         self._socket = connection
         self._sending = threading.Lock()
+        self._lent, self._borrowed = LentFiles(), BorrowedFiles()
         self._readable = select.poll()
         self._readable.register(connection, select.POLLIN)
 
@@ -42,27 +45,35 @@ class Channel:
         Raises:
             OSError: The other end is closed.
         """
-        header = json.dumps(message).encode()
-        assert len(header) <= _MAX_HEADER  # what is large is in the body
-        if not body:
-            with self._sending:
-                self._socket.send(header)
+        buffers = [memoryview(buffer).cast("B") for buffer in body]
+        size = sum(map(len, buffers))
+        envelope = {"message": message, "read": self._borrowed.read()}
+        if size <= _MAX_INLINE:
+            self._send(envelope, b"".join(buffers), None)
             return
-        descriptor = os.memfd_create("datarax_tfds")
+        file = self._lent.lend(size)
+        file.write(buffers, size)
         try:
-            for buffer in body:
-                _write(descriptor, memoryview(buffer).cast("B"))
-            with self._sending:
-                socket.send_fds(self._socket, [header], [descriptor])
+            self._send(envelope | {"file": [file.number, size]}, b"", file.descriptor)
         finally:
-            os.close(descriptor)
+            file.close()
+
+    def _send(self, envelope: dict[str, Any], body: bytes, descriptor: int | None) -> None:
+        packet = json.dumps(envelope).encode() + b"\n" + body
+        assert len(packet) <= _MAX_MESSAGE  # what is large is in the body
+        with self._sending:
+            if descriptor is None:
+                self._socket.send(packet)
+            else:
+                socket.send_fds(self._socket, [packet], [descriptor])
 
     def wait(self, timeout_s: float) -> bool:
         """Waits for a message, or for the end of the connection; returns whether one came."""
         return bool(self._readable.poll(timeout_s * 1000))
 
     def receive(self) -> tuple[dict[str, Any], np.ndarray] | None:
-        """The next message, and its body as uint8, which is freed with the last view of it.
+        """The next message, and its body as uint8, whose memory is used again after the last view
+        of it.
 
         Raises:
             OSError: The connection is broken.
@@ -70,24 +81,22 @@ class Channel:
         Returns:
             None if the other end is closed.
         """
-        header, descriptors, _, _ = socket.recv_fds(self._socket, 2 * _MAX_HEADER, 1)
-        if not header:
+        packet, descriptors, _, _ = socket.recv_fds(self._socket, 2 * _MAX_MESSAGE, 1)
+        if not packet:
             return None
-        body = np.empty(0, np.uint8)
-        for descriptor in descriptors:
-            try:
-                if size := os.fstat(descriptor).st_size:
-                    view = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
-                    body = np.frombuffer(view, np.uint8)
-            finally:
+        header, _, inline = packet.partition(b"\n")
+        envelope = json.loads(header)
+        self._lent.take_back(envelope["read"])
+        try:
+            if "file" in envelope:
+                body = self._borrowed.borrow(*envelope["file"], *descriptors)
+            else:
+                body = np.frombuffer(inline, np.uint8)
+        finally:
+            for descriptor in descriptors:
                 os.close(descriptor)
-        return json.loads(header), body
+        return envelope["message"], body
 
     def close(self) -> None:
         """Ends the connection, for both."""
         self._socket.close()
-
-
-def _write(descriptor: int, buffer: memoryview) -> None:
-    while buffer:
-        buffer = buffer[os.write(descriptor, buffer) :]

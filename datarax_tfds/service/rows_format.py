@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from datarax_tfds.runtime.aligned import ALIGNMENT
 from datarax_tfds.service.executor import Rows
-
-_ALIGNED = 64  # bytes, so that JAX may use an array on the CPU without a copy
 
 
 def written(rows: Rows) -> list[Any]:
@@ -17,7 +16,7 @@ def written(rows: Rows) -> list[Any]:
 
     def put(buffer: Any) -> int:
         nonlocal place
-        gap = -place % _ALIGNED
+        gap = -place % ALIGNMENT
         buffers.extend([bytes(gap), buffer])
         start = place + gap
         place = start + memoryview(buffer).nbytes
@@ -35,7 +34,7 @@ def written(rows: Rows) -> list[Any]:
         return {"shape": value.shape, "dtype": value.dtype.name, "at": put(raw)}
 
     text = json.dumps(layout(rows)).encode()
-    text += b" " * (-(len(text) + 8) % _ALIGNED)
+    text += b" " * (-(len(text) + 8) % ALIGNMENT)
     return [len(text).to_bytes(8, "little"), text, *buffers]
 
 

@@ -28,8 +28,6 @@ from datarax_tfds.service import serving
 from datarax_tfds.service.dispatcher import Dispatcher
 from datarax_tfds.service.served_reader import ServedReader
 
-BATCH = 64
-
 
 @dataclass(frozen=True)
 class Options:
@@ -38,7 +36,8 @@ class Options:
     data_dir: Path = Path("data")
     out: Path = Path("runs/benchmark")
     rounds: int = 5
-    batches: int = 40
+    batches: int = 20
+    batch_size: int = 256
     workers: int = 2
 
 
@@ -51,7 +50,7 @@ def pipeline(options: Options, service: RayService | None = None) -> Pipeline:
         service=service,
     )
     with mock.patch.object(reader, "decoding_threads", return_value=options.workers):
-        return Pipeline(source=TFDSStreamingSource(config), batch_size=BATCH)
+        return Pipeline(source=TFDSStreamingSource(config), batch_size=options.batch_size)
 
 
 def with_workers(options: Options, service: RayService) -> Pipeline:
@@ -88,7 +87,7 @@ def main() -> None:
     def comparisons() -> Iterator[Comparison]:
         for name, ours in (("workers alone", alone), ("workers beside threads", beside)):
             yield in_turn(
-                f"a batch of {BATCH}, {options.workers} {name}",
+                f"a batch of {options.batch_size}, {options.workers} {name}",
                 stepping(ours, options.batches),
                 stepping(local, options.batches),
                 target=0.8,
