@@ -64,6 +64,7 @@ SLOW = {
     "test_feature_classes.py": False,
     "test_filter.py::TestContract": False,
     "test_filter.py::TestProcesses": False,
+    "test_first_words.py::test_a_new_process_prints_no_notes_of_its_imports": True,
     "test_forks.py": True,
     "test_history.py": False,
     "test_installed_launchers.py": False,
