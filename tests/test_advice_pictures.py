@@ -26,6 +26,12 @@ ROWS = [
         drawn,
     ),
     Row(
+        "path must end as a file of a kind that matplotlib writes.",
+        "use ...",
+        lambda u: drawn(u).save("rows.xyz"),
+        lambda u: drawn(u).save(u.tmp / "rows.png"),
+    ),
+    Row(
         "batch must be a batch of a pipeline, or a list of records.",
         "pass a batch, as next(pipeline.batches())",
         lambda u: show(u.pipeline()),

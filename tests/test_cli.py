@@ -62,6 +62,7 @@ def test_the_version_is_that_of_the_distribution(capsys):
         ("xyz", f"there is no command 'xyz'; the commands are {', '.join(commands)}"),
         ("index mnist --data-dri data", r"Perhaps you meant:.*\n.*\n?.*--data-dir"),
         ("index", r"Missing from datarax-tfds index:\W*DATASET"),
+        ("audit", "datarax-tfds audit: give the paths of the cursor logs"),
     ],
 )
 def test_a_wrong_command_line_says_what_was_meant(words, said, capsys):
@@ -86,7 +87,7 @@ def test_what_cannot_be_read_is_said_with_the_name_of_the_command(words, capsys)
 
 
 @pytest.mark.parametrize("words", ["info --device-gib nan", "info --device-gib -1",
-                                   "verify --processes 0"])  # fmt: skip
+                                   "verify --processes 0", "show --records 0"])  # fmt: skip
 def test_numbers_that_cannot_be_are_refused_with_what_was_got(words, data_dir, capsys):
     command, option, value = words.split()
     assert main([command, "tiny", "--data-dir", str(data_dir), option, value]) == 2

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from datarax_tfds.cli.terminal import doing
+from datarax_tfds.cli.terminal import doing, wrong_usage
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,9 @@ class Command:
     logs: Annotated[Positional[tuple[str, ...]], arg(metavar="LOG [LOG ...]")]
 
     def run(self) -> int:
+        if not self.logs:
+            problem = "give the paths of the cursor logs, as runs/cursors-*.jsonl"
+            return wrong_usage("audit", problem)
         doing("importing JAX, and reading the logs")
         from datarax_tfds.history.audit import audit
         from datarax_tfds.history.log_files import log_lines

@@ -66,12 +66,12 @@ class Command:
         with imported_code(self.code):  # other processes import it, too
             for count in counts:
                 found.append(_on_cores(count, stream, self.seconds, self.step_ms))
-        if self.picture is not None:
-            _draw(found, self.picture)
         if self.json:
             print_json([asdict(each) for each in found])
         else:
             _print(found, "records/s" if stream.rows is None else "rows/s")
+        if self.picture is not None:
+            _draw(found, self.picture)
         return 0
 
     def _stream(self) -> "Stream":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import arg
 
 from datarax_tfds.cli.dataset import Dataset
-from datarax_tfds.cli.terminal import doing, import_tensorflow
+from datarax_tfds.cli.terminal import doing, import_tensorflow, wrong_usage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +41,8 @@ class Command:
     picture: Annotated[Path, arg(metavar="FILE")] = Path("show.png")
 
     def run(self) -> int:
+        if self.records < 1:
+            return wrong_usage("show", f"--records must be at least 1, got {self.records}")
         import_tensorflow()
         from datarax_tfds import show
         from datarax_tfds.decoding.reader import RecordReader

@@ -2,6 +2,7 @@
 
 import io
 import os
+from pathlib import Path
 from typing import Any
 
 from sharding.checks import refused
@@ -18,7 +19,22 @@ class Picture:
         self.figure = figure
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes it to a file, of the kind that the ending of its name says, as `rows.png`."""
+        """Writes it to a file, of the kind that the ending of its name says, as `rows.png`.
+
+        Raises:
+            ValueError: matplotlib writes no files of that kind.
+        """
+        ending = Path(path).suffix
+        known = self.figure.canvas.get_supported_filetypes()
+        if ending[1:].lower() not in {"", *known}:  # without one, it becomes a .png
+            raise refused(
+                ValueError,
+                "Picture.save",
+                "path must end as a file of a kind that matplotlib writes.",
+                path=path,
+                kinds=", ".join(sorted(known)),
+                fix=f"use {Path(path).with_suffix('.png')}",
+            )
         self.figure.savefig(path)
 
     def _repr_png_(self) -> bytes:
