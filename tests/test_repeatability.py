@@ -59,7 +59,12 @@ big = np.arange(300_000, dtype=np.float32)
 big_tensor = tf.constant(big)
 
 
-of_jax = jax2tf.convert(lambda image: jax.random.uniform(jax.random.key(0)) * image)
+def drawn_by_jax(image):
+    return jax.random.uniform(jax.random.key(0)) * image
+
+
+# As jax2tf says: AutoGraph would rewrite the code of JAX that traces it, for 10 s of a core.
+of_jax = tf.function(jax2tf.convert(drawn_by_jax), autograph=False)
 
 
 @tf.function
