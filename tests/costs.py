@@ -84,7 +84,7 @@ SLOW = {
     "test_packed_processes.py": True,
     "test_packed_tokens.py::TestSources": False,
     "test_preemption.py": True,
-    "test_processes.py::test_every_device_holds_its_rows_on_any_number_of_processes": True,
+    "test_processes.py::test_every_device_holds_its_rows_on_any_number_of_processes": FEW,
     "test_processes.py::test_others_wait_for_a_load_that_gets_on_and_not_for_one_that_hangs": False,
     "test_processes.py::test_a_process_that_holds_no_row_is_told_so_and_the_others_go_on": False,
     "test_processes.py::test_processes_read_from_a_store_what_they_read_from_a_disk": False,
