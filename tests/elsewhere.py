@@ -4,10 +4,12 @@ import os
 
 
 def jittered(record, rng):
-    """Draws random numbers, and is slow enough that workers are asked."""
+    """Draws random numbers, and is slow enough that workers are asked. Its rows are so large that
+    they come in memory of the worker, or of Ray."""
     total = sum(range(20_000))
     noise = rng.integers(0, 9, record["image"].shape)
-    return {"image": record["image"] + noise + total - total, "id": record["id"]}
+    image = record["image"] + noise + total - total
+    return {"image": image, "id": record["id"], "noise": rng.random((128, 128), "float32")}
 
 
 def other_elsewhere(record):

@@ -1,5 +1,6 @@
 """Decoding elsewhere: nothing that a worker does, or fails to do, changes what is read."""
 
+import os
 import threading
 from concurrent.futures import Future, wait
 
@@ -14,6 +15,7 @@ from datarax_tfds.service import rows_format
 from datarax_tfds.service.admission import Admission
 from datarax_tfds.service.channel import Channel
 from datarax_tfds.service.dispatcher import Dispatcher
+from datarax_tfds.service.lent_files import BorrowedFiles, LentFiles, opened_in
 from datarax_tfds.service.served_reader import misfit
 
 NEVER = 1e5  # seconds after which a call would be late
@@ -320,6 +322,24 @@ def test_memory_of_the_channel_is_used_again_once_it_was_read_and_never_before()
     assert len(places) < 50  # of about 150; a file that is too small is made anew
     ours.close()
     theirs.close()
+
+
+def test_a_file_of_another_process_is_opened_only_if_it_is_the_one_that_was_lent():
+    file = LentFiles().take(9)
+    assert file.write([memoryview(b"123"), memoryview(b"456789")])
+    lender = os.getpid()
+    borrowed = BorrowedFiles()
+    token = file.loan.token
+    body = borrowed.borrow(file.loan, lambda: opened_in(lender, file.descriptor, token))
+    assert body.tobytes() == b"123456789"
+    with pytest.raises(FileNotFoundError, match="not the file that was lent"):
+        opened_in(lender, file.descriptor, "0" * 16)
+    assert not borrowed.read()
+    del body
+    assert borrowed.read() == [file.loan.number]
+    file.close()
+    with pytest.raises(OSError, match=str(lender)):
+        opened_in(lender, 10**6, token)
 
 
 def test_a_call_without_an_answer_does_not_keep_others_from_theirs():

@@ -23,7 +23,9 @@ import pytest
 from datarax_tfds import Executor, Pipeline, RayService, TFDSStreamingConfig, TFDSStreamingSource
 from datarax_tfds.cli import main
 from datarax_tfds.runtime.timings import WORKERS
+from datarax_tfds.service import ray_engine
 from datarax_tfds.service.description import Description
+from datarax_tfds.service.lent_files import opened_in
 from datarax_tfds.service.ray_worker import RayWorker
 from datarax_tfds.service.served_reader import facts_of
 
@@ -122,8 +124,19 @@ class Trainer:
             self.step()
 
 
-def test_batches_are_those_of_one_process_whatever_is_killed(cluster, data_dir, caplog, capsys):
+def test_batches_are_those_of_one_process_whatever_is_killed(
+    cluster, data_dir, caplog, capsys, monkeypatch
+):
     caplog.set_level("INFO", "datarax_tfds.service")
+    opened: list[int] = []
+
+    def opened_but_once(pid, descriptor, token):
+        opened.append(pid)
+        if len(opened) == 1:
+            raise PermissionError("as of a process in another container")
+        return opened_in(pid, descriptor, token)
+
+    monkeypatch.setattr(ray_engine, "opened_in", opened_but_once)
     # Of one worker each, because each start of one takes a core about 7 s.
     service = RayService(cluster.address, workers=1)
     first = Trainer(data_dir, service)
@@ -139,6 +152,8 @@ def test_batches_are_those_of_one_process_whatever_is_killed(cluster, data_dir, 
     assert {each["pid"] for each in listed} == pids(first.run) | pids(second.run)
     assert all(each["reads"] == ["tiny/1.0.0 train[0:97]"] for each in listed)
     assert sum(each["records"] for each in listed) > 0
+    assert f"rows of process {opened[0]} come through Ray" in caplog.text
+    assert set(opened) == pids(first.run) | pids(second.run)  # the memory of the other is mapped
 
     killed = pids(first.run)
     os.kill(*killed, signal.SIGKILL)

@@ -5,7 +5,6 @@ that only the two processes have, so that it is written once, and is read where 
 """
 
 import json
-import os
 import select
 import socket
 import threading
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from datarax_tfds.service.lent_files import BorrowedFiles, LentFiles
+from datarax_tfds.service.lent_files import BorrowedFiles, LentFiles, Loan, views
 
 _MAX_MESSAGE = 64 << 10  # of a system's least limit of 200 KiB
 _MAX_INLINE = 16 << 10  # bytes of a body that is sent within the message
@@ -45,27 +44,24 @@ class Channel:
         Raises:
             OSError: The other end is closed.
         """
-        buffers = [memoryview(buffer).cast("B") for buffer in body]
+        buffers = views(body)
         size = sum(map(len, buffers))
         envelope = {"message": message, "read": self._borrowed.read()}
         if size <= _MAX_INLINE:
-            self._send(envelope, b"".join(buffers), None)
+            self._send(envelope, b"".join(buffers))
             return
-        file = self._lent.lend(size)
-        file.write(buffers, size)
-        try:
-            self._send(envelope | {"file": [file.number, size]}, b"", file.descriptor)
-        finally:
-            file.close()
+        file = self._lent.take(size)
+        replaced = file.write(buffers)
+        descriptors = [file.descriptor] if replaced else []
+        self._send(envelope | {"loan": file.loan}, descriptors=descriptors)
 
-    def _send(self, envelope: dict[str, Any], body: bytes, descriptor: int | None) -> None:
+    def _send(
+        self, envelope: dict[str, Any], body: bytes = b"", descriptors: Sequence[int] = ()
+    ) -> None:
         packet = json.dumps(envelope).encode() + b"\n" + body
         assert len(packet) <= _MAX_MESSAGE  # what is large is in the body
         with self._sending:
-            if descriptor is None:
-                self._socket.send(packet)
-            else:
-                socket.send_fds(self._socket, [packet], [descriptor])
+            socket.send_fds(self._socket, [packet], descriptors)
 
     def wait(self, timeout_s: float) -> bool:
         """Waits for a message, or for the end of the connection; returns whether one came."""
@@ -87,16 +83,13 @@ class Channel:
         header, _, inline = packet.partition(b"\n")
         envelope = json.loads(header)
         self._lent.take_back(envelope["read"])
-        try:
-            if "file" in envelope:
-                body = self._borrowed.borrow(*envelope["file"], *descriptors)
-            else:
-                body = np.frombuffer(inline, np.uint8)
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+        if "loan" in envelope:
+            body = self._borrowed.borrow(Loan(*envelope["loan"]), iter(descriptors).__next__)
+        else:
+            body = np.frombuffer(inline, np.uint8)
         return envelope["message"], body
 
     def close(self) -> None:
         """Ends the connection, for both."""
         self._socket.close()
+        self._lent.close()

@@ -4,53 +4,78 @@ A file that was read is used again, because its pages are there already: writing
 file takes three times as long.
 """
 
-import itertools
 import mmap
 import os
 import queue
+import secrets
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from sharding.checks import refused
+
+
+class Loan(NamedTuple):
+    """What the other process needs to read a file. It is sent as a JSON array.
+
+    Args:
+        number: Names the file.
+        token: Differs if the file was replaced by another one.
+        size: How many bytes were written.
+    """
+
+    number: int
+    token: str
+    size: int
 
 
 class LentFile:
     """A file that this process writes and lends to the other one.
 
-    Attributes:
+    Args:
         number: Names the file to the other process.
-        descriptor: To be sent to the other process, because the file has been made or has grown;
-            else None.
+
+    Attributes:
+        descriptor: Of the open file.
+        loan: What to send to the other process.
     """
 
     def __init__(self, number: int):
-        self.number = number
-        self.descriptor: int | None = None
+        self.descriptor = -1
+        self.loan = Loan(number, "", 0)
         self._memory = np.empty(0, np.uint8)
 
     @property
-    def size(self) -> int:
+    def capacity(self) -> int:
         """How many bytes it has room for."""
         return len(self._memory)
 
-    def write(self, buffers: Iterable[memoryview], size: int) -> None:
-        """Writes buffers of so many bytes, one after the other."""
-        if size > self.size:
+    def write(self, buffers: Sequence[memoryview]) -> bool:
+        """Writes buffers, one after the other; returns whether the file had to be replaced."""
+        size = sum(map(len, buffers))
+        replaced = size > self.capacity
+        if replaced:
             self.close()
-            self.descriptor = os.memfd_create("datarax_tfds")
+            token = secrets.token_hex(8)
+            self.descriptor = os.memfd_create(_name(token))
             os.truncate(self.descriptor, size)
             self._memory = np.frombuffer(mmap.mmap(self.descriptor, size), np.uint8)
+            self.loan = self.loan._replace(token=token)
+        self.loan = self.loan._replace(size=size)
         start = 0
         for buffer in buffers:
             stop = start + len(buffer)
             self._memory[start:stop] = buffer  # without the interpreter's lock
             start = stop
+        return replaced
 
     def close(self) -> None:
-        """Closes the descriptor, once it has been sent."""
-        if self.descriptor is not None:
+        """Closes the file. The other process may still read it."""
+        if self.descriptor >= 0:
             os.close(self.descriptor)
-            self.descriptor = None
+            self.descriptor = -1
 
 
 class LentFiles:
@@ -58,45 +83,63 @@ class LentFiles:
 
     def __init__(self):
         self._lock = threading.Lock()
+        self._files: list[LentFile] = []  # by number
         self._free: list[LentFile] = []
-        self._numbers = itertools.count()
-        self._by_number: dict[int, LentFile] = {}
 
-    def lend(self, size: int) -> LentFile:
+    def take(self, size: int) -> LentFile:
         """A file that the other process does not read: the smallest that is large enough, else the
         largest.
         """
         with self._lock:
             if not self._free:
-                number = next(self._numbers)
-                file = self._by_number[number] = LentFile(number)
-                return file
-            large = [file for file in self._free if file.size >= size]
-            key = lambda file: file.size  # noqa: E731
-            file = min(large, key=key) if large else max(self._free, key=key)
+                self._files.append(LentFile(len(self._files)))
+                return self._files[-1]
+            large = [file for file in self._free if file.capacity >= size]
+            capacity = lambda file: file.capacity  # noqa: E731
+            file = min(large, key=capacity) if large else max(self._free, key=capacity)
             self._free.remove(file)
             return file
 
     def take_back(self, numbers: Sequence[int]) -> None:
         """Uses these files again: the other process has read them."""
         with self._lock:
-            self._free += [self._by_number[number] for number in numbers]
+            self._free += [self._files[number] for number in numbers]
+
+    def close(self) -> None:
+        """Closes the files."""
+        with self._lock:
+            for file in self._files:
+                file.close()
 
 
 class BorrowedFiles:
-    """The files that the other process lends. One thread borrows."""
+    """The files that another process lends. One thread borrows."""
 
     def __init__(self):
-        self._memory: dict[int, np.ndarray] = {}
+        self._memory: dict[int, tuple[str, np.ndarray]] = {}
         # A view may end in any thread and in the middle of anything, so that no lock is taken.
         self._read: queue.SimpleQueue[int] = queue.SimpleQueue()
 
-    def borrow(self, number: int, size: int, descriptor: int | None = None) -> np.ndarray:
-        """The first bytes of a file, uint8 `[size]`. It goes back with the last view of them."""
-        if descriptor is not None:
-            whole = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-            self._memory[number] = np.frombuffer(whole, np.uint8)
-        return np.asarray(_Borrowed(self._memory[number][:size], number, self._read))
+    def borrow(self, loan: Loan, opened: Callable[[], int]) -> np.ndarray:
+        """The bytes of a file, uint8 `[size]`. It goes back with the last view of them.
+
+        Args:
+            loan: Which file.
+            opened: Opens the file, and returns a descriptor, which is closed here. It is called if
+                the file is not known yet.
+
+        Raises:
+            OSError: The file cannot be opened.
+        """
+        number, token, size = loan
+        if number not in self._memory or self._memory[number][0] != token:
+            descriptor = opened()
+            try:
+                whole = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+            finally:
+                os.close(descriptor)
+            self._memory[number] = token, np.frombuffer(whole, np.uint8)
+        return np.asarray(_Borrowed(self._memory[number][1][:size], number, self._read))
 
     def read(self) -> list[int]:
         """The files that have been read since the last call."""
@@ -116,3 +159,32 @@ class _Borrowed:
 
     def __del__(self):
         self._read.put(self._number)
+
+
+def opened_in(pid: int, descriptor: int, token: str) -> int:
+    """Opens a lent file of another process on this machine, and returns a descriptor.
+
+    Raises:
+        OSError: The file is not there, or not to be opened by this process.
+    """
+    opened = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    name = os.readlink(f"/proc/self/fd/{opened}")
+    if _name(token) not in name:
+        os.close(opened)
+        raise refused(
+            FileNotFoundError,
+            f"descriptor {descriptor} of process {pid}",
+            "it is not the file that was lent.",
+            fix="let that process write the file again",
+            got=name,
+        )
+    return opened
+
+
+def views(buffers: Sequence[Any]) -> list[memoryview]:
+    """Buffers as plain bytes."""
+    return [memoryview(buffer).cast("B") for buffer in buffers]
+
+
+def _name(token: str) -> str:
+    return f"datarax_tfds {token}"

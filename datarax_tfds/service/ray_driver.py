@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 NAMESPACE = "datarax_tfds"
@@ -50,6 +50,8 @@ class Driver:
         self._workers: dict[int, Any] = {}
         self._readers: dict[str, bytes] = {}  # descriptions by key, pickled
         self._names: dict[int, str] = {}
+        # The processes of workers on this machine, from whose memory rows are read without Ray.
+        self._near: dict[int, int] = {}
         self._asked: set[int] = set()  # workers that have not said yet whether they are there
         self._failures = 0
         self._wanted = 0
@@ -182,6 +184,7 @@ class Driver:
     def _died(self, worker: int, error: Exception) -> None:
         if self._workers.pop(worker, None) is None:
             return  # known already
+        self._near.pop(worker, None)
         self._channel.send({"kind": "gone", "worker": worker, "why": _shown(error)})
         self._failures += 1
         again_s = min(_AGAIN_S * 2 ** min(self._failures - 1, 8), _AGAIN_MAX_S)
@@ -190,9 +193,13 @@ class Driver:
         timer.start()
 
     def _placed(self, worker: int, place: Any) -> None:
+        import ray
+
         if isinstance(place, Exception):
             return
         self._names[worker] = f"{place['node']}, pid {place['pid']}"
+        if place["ray_node"] == ray.get_runtime_context().get_node_id():
+            self._near[worker] = place["pid"]
         self._failures = 0
         for key in self._readers:
             self._open(worker, key)
@@ -224,20 +231,35 @@ class Driver:
         for number in self._workers if worker is None else {worker} & self._workers.keys():
             self._workers[number].forget.remote(key, refusal)
 
-    def _on_call(self, number: int, worker: int, key: str, body: bytes) -> None:
+    def _on_far(self, worker: int, **_: Any) -> None:
+        """Lets rows of a worker come through Ray: its memory cannot be read."""
+        self._near.pop(worker, None)
+
+    def _on_call(
+        self, number: int, worker: int, key: str, returned: Sequence[int], body: bytes
+    ) -> None:
         from datarax_tfds.service.rows_format import written
 
-        def use(_: int, rows: Any) -> None:
-            if isinstance(rows, Exception):
-                self._channel.send({"kind": "failed", "number": number, "why": _shown(rows)})
+        def use(_: int, answer: Any) -> None:
+            if isinstance(answer, Exception):
+                self._channel.send({"kind": "failed", "number": number, "why": _shown(answer)})
+            elif isinstance(answer, dict):
+                self._channel.send({"kind": "rows", "number": number}, written(answer))
             else:
-                self._channel.send({"kind": "rows", "number": number}, written(rows))
+                loan, descriptor = answer
+                place = {"pid": near, "descriptor": descriptor}
+                self._channel.send({"kind": "lent", "number": number, "loan": loan, **place})
 
         if worker not in self._workers:
             self._channel.send({"kind": "failed", "number": number, "why": "the worker has died"})
             return
         numbers, keys = pickle.loads(body)  # noqa: S301  # of our parent
-        self._when_done(self._workers[worker].read.remote(key, numbers, keys), worker, use)
+        near = self._near.get(worker)
+        if near is None:
+            called = self._workers[worker].read.remote(key, numbers, keys)
+        else:
+            called = self._workers[worker].lend.remote(key, numbers, keys, returned)
+        self._when_done(called, worker, use)
 
 
 def _shown(error: Exception) -> str:

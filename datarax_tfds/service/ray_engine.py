@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 import weakref
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -30,6 +31,7 @@ from datarax_tfds.runtime.threads import decoding_threads
 from datarax_tfds.service.channel import Channel
 from datarax_tfds.service.dispatcher import Dispatcher
 from datarax_tfds.service.executor import Rows
+from datarax_tfds.service.lent_files import BorrowedFiles, Loan, opened_in
 from datarax_tfds.service.ray_worker import CALLS
 from datarax_tfds.service.rows_format import read
 from sharding.checks import error_message
@@ -60,6 +62,16 @@ class _Joined:
     dispatcher: "weakref.ref[Dispatcher]"
     description: Described
     stored_numbers: StoredNumbers | None
+
+
+@dataclasses.dataclass
+class _Call:
+    """A call that is not answered yet."""
+
+    worker: int
+    key: str
+    values: tuple[np.ndarray, np.ndarray | None]
+    future: Future[Rows] = dataclasses.field(default_factory=Future)
 
 
 class _RayExecutor:
@@ -96,8 +108,9 @@ class RayEngine:
         self._left: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._channel: Channel | None = None
         self._names: dict[int, str] = {}
-        self._calls: dict[int, tuple[int, Future[Rows]]] = {}
+        self._calls: dict[int, _Call] = {}
         self._numbers = 0
+        self._borrowed: defaultdict[int, BorrowedFiles] = defaultdict(BorrowedFiles)  # by worker
         self._thread: threading.Thread | None = None
         self._said: set[str] = set()
 
@@ -134,17 +147,21 @@ class RayEngine:
         self, worker: int, key: str, numbers: np.ndarray, keys: np.ndarray | None
     ) -> Future[Rows]:
         """Asks a worker for records."""
-        future: Future[Rows] = Future()
+        call = _Call(worker, key, (numbers, keys))
         with self._lock:
             channel = self._channel
             if channel is None:
-                future.set_exception(ConnectionError("there is no connection to Ray"))
-                return future
+                call.future.set_exception(ConnectionError("there is no connection to Ray"))
+                return call.future
             number, self._numbers = self._numbers, self._numbers + 1
-            self._calls[number] = worker, future
-        message = {"kind": "call", "number": number, "worker": worker, "key": key}
-        self._send(channel, message, (numbers, keys))
-        return future
+            self._calls[number] = call
+            borrowed = self._borrowed[worker]
+        self._ask(channel, number, call, borrowed.read())
+        return call.future
+
+    def _ask(self, channel: Channel, number: int, call: _Call, returned: list[int]) -> None:
+        message = {"kind": "call", "number": number, "worker": call.worker, "key": call.key}
+        self._send(channel, message | {"returned": returned}, call.values)
 
     def _send(self, channel: Channel, message: dict[str, Any], values: Any) -> None:
         # If the connection is broken, `_serve` learns of it, and lets the calls fail.
@@ -248,6 +265,7 @@ class RayEngine:
         with self._lock:
             self._channel = None
             names, self._names = self._names, {}
+            self._borrowed.clear()
         for worker in names:
             self._gone(worker, names[worker], "the connection to Ray is lost")
         self._fail(lambda _: True, "the connection to Ray is lost")
@@ -255,6 +273,7 @@ class RayEngine:
     def _gone(self, worker: int, name: str, why: str) -> None:
         with self._lock:
             readers = list(self._joined.values())
+            self._borrowed.pop(worker, None)
         for each in readers:
             if (dispatcher := each.dispatcher()) is not None:
                 dispatcher.team.remove(name, why)
@@ -262,10 +281,10 @@ class RayEngine:
 
     def _fail(self, concerns: Callable[[int], bool], why: str) -> None:
         with self._lock:
-            numbers = [number for number, (worker, _) in self._calls.items() if concerns(worker)]
-            failed = [self._calls.pop(number)[1] for number in numbers]
-        for future in failed:
-            future.set_exception(ConnectionError(why))
+            numbers = [number for number, call in self._calls.items() if concerns(call.worker)]
+            failed = [self._calls.pop(number) for number in numbers]
+        for call in failed:
+            call.future.set_exception(ConnectionError(why))
 
     def _handle(self, channel: Channel, message: dict[str, Any], body: np.ndarray) -> None:
         getattr(self, f"_on_{message.pop('kind')}")(channel, body, **message)
@@ -354,8 +373,8 @@ class RayEngine:
     def _answered(self, number: int) -> Future[Rows] | None:
         """The future of a call, which is under way no more; None if the call has failed before."""
         with self._lock:
-            _, future = self._calls.pop(number, (0, None))
-        return future
+            call = self._calls.pop(number, None)
+        return None if call is None else call.future
 
     def _on_rows(self, _channel: Channel, body: np.ndarray, number: int) -> None:
         if (future := self._answered(number)) is not None:
@@ -365,6 +384,24 @@ class RayEngine:
                 future.set_exception(error)
             else:
                 future.set_result(rows)
+
+    def _on_lent(
+        self, channel: Channel, _body: Any, number: int, loan: list[Any], pid: int, descriptor: int
+    ) -> None:
+        with self._lock:
+            call = self._calls.get(number)
+            borrowed = None if call is None else self._borrowed[call.worker]
+        if call is None or borrowed is None:
+            return  # the worker is gone, and its file with it
+        lent = Loan(*loan)
+        try:
+            body = borrowed.borrow(lent, lambda: opened_in(pid, descriptor, lent.token))
+        except OSError as error:  # as with processes that run in containers of their own
+            _log.info("service: rows of process %d come through Ray: %s", pid, error)
+            self._send(channel, {"kind": "far", "worker": call.worker}, None)
+            self._ask(channel, number, call, [])
+            return
+        self._on_rows(channel, body, number)
 
     def _on_failed(self, _channel: Channel, _body: Any, number: int, why: str) -> None:
         if (future := self._answered(number)) is not None:

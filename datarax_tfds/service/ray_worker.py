@@ -5,13 +5,19 @@ import os
 import pickle
 import platform
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from datarax_tfds.service.executor import Rows
+from datarax_tfds.service.lent_files import LentFiles, Loan, views
+from datarax_tfds.service.rows_format import written
+
 # What a worker runs at once: two calls, so that one is there when the other is sent; and a
 # question about its status.
 CALLS, THREADS = 2, 3
+_MIN_LENT = 100 << 10  # bytes of rows; Ray sends as many with its answer
 _RATE_S = 10.0  # over which records are counted for the rate
 
 
@@ -32,10 +38,14 @@ class RayWorker:
         self._refused: dict[str, str] = {}
         self._recent: collections.deque[tuple[float, int]] = collections.deque()
         self._records = 0
+        self._lent = LentFiles()
 
     def place(self) -> dict[str, Any]:
         """The machine and the process."""
-        return {"node": platform.node(), "pid": os.getpid()}
+        import ray
+
+        ray_node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
+        return {"node": platform.node(), "pid": os.getpid(), "ray_node": ray_node}
 
     def open(self, key: str, description: bytes) -> dict[str, str]:
         """Builds a reader, and returns what it has to have in common with that of the trainer.
@@ -59,7 +69,7 @@ class RayWorker:
         else:
             self._refused[key] = refusal
 
-    def read(self, key: str, numbers: np.ndarray, keys: np.ndarray | None) -> dict[str, Any]:
+    def read(self, key: str, numbers: np.ndarray, keys: np.ndarray | None) -> Rows:
         """Decodes records."""
         rows = self._readers[key].read(numbers, keys)
         now = time.monotonic()
@@ -68,6 +78,31 @@ class RayWorker:
         while self._recent[0][0] < now - _RATE_S:
             self._recent.popleft()
         return rows
+
+    def lend(
+        self, key: str, numbers: np.ndarray, keys: np.ndarray | None, returned: Sequence[int]
+    ) -> tuple[Loan, int] | Rows:
+        """Decodes records for a process on the same machine.
+
+        Args:
+            key: Names the reader.
+            numbers: See `Executor`.
+            keys: See `Executor`.
+            returned: The files of earlier calls that were read.
+
+        Returns:
+            The file with the rows, in the format of `rows_format`, and its descriptor in this
+            process; the rows themselves if they are small.
+        """
+        self._lent.take_back(returned)
+        rows = self.read(key, numbers, keys)
+        buffers = views(written(rows))
+        size = sum(map(len, buffers))
+        if size < _MIN_LENT:
+            return rows
+        file = self._lent.take(size)
+        file.write(buffers)
+        return file.loan, file.descriptor
 
     def status(self) -> dict[str, Any]:
         """What the worker does, in JSON types."""
