@@ -105,6 +105,14 @@ def test_importing_the_package_loads_no_tensorflow_and_starts_no_device():
     )
 
 
+def test_the_process_that_talks_to_ray_loads_no_jax():
+    python(
+        "import sys\n"
+        "from datarax_tfds.service import channel, ray_driver, rows_format\n"
+        "assert not {'jax', 'tensorflow'} & set(sys.modules)\n"
+    )
+
+
 def test_public_names_are_the_same_here_and_there():
     import datarax_tfds
     import sharding

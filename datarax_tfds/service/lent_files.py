@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sharding.checks import refused
-
 
 class Loan(NamedTuple):
     """What the other process needs to read a file. It is sent as a JSON array.
@@ -170,6 +168,8 @@ def opened_in(pid: int, descriptor: int, token: str) -> int:
     opened = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
     name = os.readlink(f"/proc/self/fd/{opened}")
     if _name(token) not in name:
+        from sharding.checks import refused  # here, because the child process imports no JAX
+
         os.close(opened)
         raise refused(
             FileNotFoundError,
