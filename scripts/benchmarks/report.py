@@ -2,25 +2,25 @@
 
     python scripts/benchmarks/report.py --data-dir data --out runs/benchmark
 
-It prints what each report says of a stage whose time is known, and the table of the cost of the
-counters, which is also written to `report.txt`, `report.json` and `report.png` in `--out`.
+It prints what each report says of a stage whose time is known, and what the counters of a step
+take. `--out` gets the logs of two processes.
 """
 
 import subprocess
 import sys
 import time
+import timeit
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import benchmark_words  # noqa: F401  (says what takes so long)
 import benchmark_data
 import jax
 import tyro
-from benchmarking import Comparison, in_turn, show
 
 from datarax_tfds import (
     HostReport,
@@ -44,8 +44,6 @@ class Options:
 
     data_dir: Path = Path("data")
     out: Path = Path("runs/benchmark")
-    rounds: int = 10
-    steps: int = 300
     process: str = ""  # internal: what a subprocess of this script measures
 
 
@@ -72,21 +70,29 @@ class Slowed:
         return result
 
 
-def reported(pipeline: Pipeline, slowed: Slowed | None = None, step_s: float = 0.0) -> HostReport:
-    """The report of some steps, without those that fill the buffers."""
+def reported(
+    pipeline: Pipeline, slowed: Slowed | None = None, step_s: float = 0.0
+) -> tuple[HostReport, float]:
+    """The report of some steps, without those that fill the buffers; and the share of their time
+    that the steps took themselves.
+    """
     for _ in pipeline.steps(5):
         pass
     before = pipeline.report()
     if slowed is not None:
         slowed.spent_s = 0.0
+    begun, own_s = time.perf_counter(), 0.0
     for _ in pipeline.steps(STEPS):
+        step = time.perf_counter()
         time.sleep(step_s)
-    return pipeline.report(since=before).hosts[jax.process_index()]
+        own_s += time.perf_counter() - step
+    share = own_s / (time.perf_counter() - begun)
+    return pipeline.report(since=before).hosts[jax.process_index()], share
 
 
 def slow_stage(what: str, stage: str, slowed: Slowed, pipeline: Pipeline) -> str:
     """What is reported of a stage, beside what it took in truth."""
-    here = reported(pipeline, slowed)
+    here, _ = reported(pipeline, slowed)
     others_s = sum(s for name, s in here.stages.items() if name not in (PLACING, stage))
     known = slowed.spent_s / (slowed.spent_s + others_s)
     return f"{what}: {here.shares[stage]:.1%} {stage}, in truth {known:.1%}; {here.verdict}"
@@ -102,11 +108,10 @@ def stages(options: Options) -> Iterator[str]:
     transform = Slowed(lambda record: {"label": record["label"]}, 0.001)
     slowed = pipeline(options, transform=lambda record: transform(record))
     yield slow_stage("slow transform", TRANSFORM, transform, slowed)
-    here = reported(pipeline(options), step_s=0.02)
-    slept = 0.02 * STEPS / here.elapsed_s
-    own = 1 - here.waiting
-    yield f"slow steps: {own:.1%} their own, in truth at least {slept:.1%}; {here.verdict}"
+    here, own = reported(pipeline(options), step_s=0.02)
+    yield f"slow steps: {1 - here.waiting:.1%} their own, in truth {own:.1%}; {here.verdict}"
     yield slow_host(options)
+    yield price(options)
 
 
 def slow_host(options: Options) -> str:
@@ -130,7 +135,7 @@ def measure_host(options: Options) -> None:
     files: Any = stream.source.records.reader.files
     reads = Slowed(files.read, 3.0 if slow else 0.0)
     with mock.patch.object(files, "read", reads):
-        here = reported(stream, reads, step_s=0.02)
+        here, _ = reported(stream, reads, step_s=0.02)
         everything = stream.report()
     work_s = sum(spent for name, spent in here.stages.items() if name not in (PLACING, READING))
     known = reads.spent_s / (reads.spent_s + work_s)
@@ -139,48 +144,50 @@ def measure_host(options: Options) -> None:
         (options.out / "report.txt").write_text(f"slow host 1 of 2: {said}; {everything.verdict}")
 
 
-def cost(options: Options) -> Iterator[Comparison]:
-    """Steps of 1 ms, with the counters and without."""
+class Calls(Timings):
+    """Counts which counters are used, and how often."""
 
-    def stepping(counts: bool) -> Callable[[], None]:
-        made = pipeline(options)
-        batches = made.batches()
-        if not counts:
-            made.source.records.timings.__class__ = Uncounted
+    used: ClassVar[Counter[str]] = Counter()
 
-        def run() -> None:
-            for _ in range(options.steps):
-                jax.block_until_ready(next(batches))
-                end = time.perf_counter() + STEP_S
-                while time.perf_counter() < end:
-                    pass
-
-        return run
-
-    yield in_turn(
-        f"a step of {1000 * STEP_S:.0f} ms with counters, against one without",
-        stepping(counts=True),
-        stepping(counts=False),
-        target=0.99,
-        rounds=options.rounds,
-        units=options.steps,
-    )
-
-
-class Uncounted(Timings):
-    """Counts nothing."""
-
-    def timed(self, stage: str) -> Any:  # noqa: ARG002
-        return nullcontext()
-
-    def add(self, stage: str, seconds: float) -> None:
-        """Does nothing."""
+    def timed(self, stage: str) -> Any:
+        self.used["timed"] += 1
+        return super().timed(stage)
 
     def count_read(self, records: Any) -> None:
-        """Does nothing."""
+        self.used["count_read"] += 1
+        super().count_read(records)
 
     def count_step(self, asked_at: float) -> None:
-        """Does nothing."""
+        self.used["count_step"] += 1
+        super().count_step(asked_at)
+
+
+def price(options: Options) -> str:
+    """How often a step uses each counter, and what one use takes of a core."""
+    made = pipeline(options)
+    made.source.records.timings.__class__ = Calls
+    for _ in made.steps(STEPS):
+        pass
+    alone, records = Timings(), [b"record"] * BATCH
+    uses: dict[str, Callable[[], Any]] = {
+        "timed": lambda: timed_nothing(alone),
+        "count_read": lambda: alone.count_read(records),
+        "count_step": lambda: alone.count_step(0.0),
+    }
+    sums = {
+        name: Calls.used[name] / STEPS * min(timeit.repeat(use, number=1000, repeat=7)) / 1000
+        for name, use in uses.items()
+    }
+    parts = ", ".join(
+        f"{Calls.used[name] / STEPS:.2g} of {name} {1e6 * s:.2g} us" for name, s in sums.items()
+    )
+    total = sum(sums.values())
+    return f"the counters of a step take {1e6 * total:.2g} us, {total / STEP_S:.2%} of it: {parts}"
+
+
+def timed_nothing(timings: Timings) -> None:
+    with timings.timed(READING):
+        pass
 
 
 def main() -> None:
@@ -188,7 +195,8 @@ def main() -> None:
     if options.process:
         measure_host(options)
         return
-    show("The counters", cost(options), stages(options), options.out / "report")
+    for line in stages(options):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":
