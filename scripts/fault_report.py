@@ -3,6 +3,7 @@
 
     scripts/fault_report.py            # the long form, which takes many minutes
     scripts/fault_report.py --short    # only as much as scripts/test does
+    scripts/fault_report.py --service  # kills workers of Ray, and Ray, while a job trains: minutes
 
 Each row of the table is written by a test. If a row says only how many cases were tried, all
 of them passed, unless a test failed. The exit status is that of the tests.
@@ -27,6 +28,8 @@ TESTS = [
     "test_preparing.py",
     "test_environment.py",
 ]
+# They need Ray.
+SERVICE_TESTS = ["test_service_faults.py", "test_service_ray.py"]
 
 
 def main() -> int:
@@ -35,7 +38,10 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--short", action="store_true", help="only as much as scripts/test does")
-    short = parser.parse_args().short
+    parser.add_argument(
+        "--service", action="store_true", help="the faults of workers on other machines alone"
+    )
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         figures = Path(folder) / "figures.jsonl"
         command = [
@@ -46,9 +52,11 @@ def main() -> int:
             "--show-capture=no",
             f"--figures={figures}",
         ]
-        tests = [str(ROOT / "tests" / test) for test in TESTS]
+        tests = [
+            str(ROOT / "tests" / test) for test in (SERVICE_TESTS if options.service else TESTS)
+        ]
         status = subprocess.run(
-            [*command, *([] if short else ["--full"]), *tests], cwd=ROOT, check=False
+            [*command, *([] if options.short else ["--full"]), *tests], cwd=ROOT, check=False
         ).returncode
         rows = figures.read_text().splitlines() if figures.exists() else []
     table = Table("fault", "found", "target")

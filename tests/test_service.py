@@ -16,6 +16,8 @@ from datarax_tfds.service.admission import Admission
 from datarax_tfds.service.channel import Channel
 from datarax_tfds.service.dispatcher import Dispatcher
 from datarax_tfds.service.lent_files import BorrowedFiles, LentFiles, opened_in
+from datarax_tfds.service.object_stores import ObjectStores
+from datarax_tfds.service.pending_calls import Call, PendingCalls
 from datarax_tfds.service.served_reader import misfit
 
 NEVER = 1e5  # seconds after which a call would be late
@@ -355,3 +357,57 @@ def test_a_call_without_an_answer_does_not_keep_others_from_theirs():
     soon(stuck.calls[0][1], stuck.calls[0][0])
     wait([stuck.calls[0][1]])
     waiting.join()
+
+
+SMALL, LARGE = 1000, 10_000  # bytes of object stores
+
+
+@pytest.mark.parametrize(("stores", "calls", "workers", "expected"), [
+    ([("a", SMALL, 2, True)], [("x", 100)], 4, None),  # 2 calls x 4 workers x 100
+    ([("a", SMALL, 2, True)], [("x", 100), ("x", 130)], 4, ("a", 1040)),
+    ([("a", SMALL, 2, True)], [("x", 100), ("y", 30)], 4, ("a", 1040)),  # of two readers
+    ([("a", LARGE, 0, True), ("b", SMALL, 8, False)], [("x", 100)], 8, ("b", 1600)),
+    ([("a", SMALL, 0, True), ("b", LARGE, 8, False)], [("x", 100)], 8, ("a", 1600)),
+    ([("a", SMALL, 0, True), ("b", SMALL, 9, False)], [("x", 100)], 8, ("b", 1800)),
+    ([], [("x", 100)], 8, None),
+])  # fmt: skip
+def test_a_store_that_may_be_filled_is_named_with_what_it_needs(stores, calls, workers, expected):
+    found = ObjectStores(calls=2)
+    found.connected(stores)
+    shortages = [found.shortage(key, size, workers) for key, size in calls]
+    assert shortages[:-1] == [None] * (len(calls) - 1)
+    last = shortages[-1]
+    assert (last and (last.store.node, last.needed)) == expected
+    assert found.shortage(*calls[-1], workers) is None  # it is no larger than the last one
+    more = found.shortage(*calls[-1], 10**6)  # but there are more workers
+    assert (more is None) == (not stores)
+    for key, _ in calls:
+        found.forget(key)
+    assert found.shortage("z", 1, workers) is None
+
+
+def test_calls_are_answered_once_and_fail_with_their_worker():
+    def damaged():
+        raise ValueError("no rows")
+
+    calls = PendingCalls()
+    asked = [Call(worker, "key", (np.arange(2), None)) for worker in (0, 1, 1, 2, 7)]
+    one, two, three, five, four = (each.future for each in asked)
+    first, second, third, other = map(calls.add, asked[:4])
+    calls.answer_error(other, "out of memory")
+    calls.answer_error(other, "again")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        five.result()
+    calls.answer(first, lambda: decoded(np.arange(2)))
+    calls.answer(second, damaged)
+    calls.fail("it was killed", 1)
+    calls.answer(third, lambda: decoded(np.arange(2)))  # too late
+    assert one.result()["x"].shape == (2, 2)
+    with pytest.raises(ValueError, match="no rows"):
+        two.result()
+    with pytest.raises(ConnectionError, match="it was killed"):
+        three.result()
+    calls.add(asked[4])
+    calls.fail("the connection is lost")
+    with pytest.raises(ConnectionError, match="the connection is lost"):
+        four.result()

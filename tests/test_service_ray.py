@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import textwrap
 import time
 from dataclasses import replace
@@ -18,62 +17,42 @@ from typing import Any
 import elsewhere
 import jax
 import numpy as np
+import packed_texts
+import psutil
 import pytest
+import ragged_records
+import ray_clusters
+import tfds_datasets
+import warmed
+from checkout import WORKERS as SCRIPTS
+from sources import source_of
 
-from datarax_tfds import Executor, Pipeline, RayService, TFDSStreamingConfig, TFDSStreamingSource
+from datarax_tfds import (
+    BucketedSource,
+    Executor,
+    MixtureSource,
+    PackedSource,
+    Pipeline,
+    RayService,
+    TFDSStreamingConfig,
+    TFDSStreamingSource,
+)
 from datarax_tfds.cli import main
 from datarax_tfds.runtime.timings import WORKERS
 from datarax_tfds.service import ray_engine
 from datarax_tfds.service.description import Description
 from datarax_tfds.service.lent_files import opened_in
+from datarax_tfds.service.ray_driver import require_answer
 from datarax_tfds.service.ray_worker import RayWorker
 from datarax_tfds.service.served_reader import facts_of
 
 ENOUGH_S = 600  # for what takes seconds on an idle machine
-PORT = 20_000 + os.getpid() % 10_000
-
-
-class Cluster:
-    """A cluster of Ray on this machine, which is this test's alone."""
-
-    address = f"127.0.0.1:{PORT}"
-
-    def __init__(self, directory):
-        self.directory = directory
-        self.process: Any = None
-
-    def start(self):
-        options = [
-            "--head", f"--port={PORT}", "--node-ip-address=127.0.0.1", "--num-cpus=2", "--block",
-            "--object-store-memory=100000000", f"--temp-dir={self.directory}",
-            "--include-dashboard=false", "--disable-usage-stats", "--no-monitor",
-        ]  # fmt: skip
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "ray.scripts.scripts", "start", *options],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
-    def stop(self):
-        os.killpg(self.process.pid, signal.SIGKILL)  # all at once, as when a machine is lost
-        self.process.wait()
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    with (
-        # Of a short name, because that of a socket has at most 107 bytes.
-        tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as directory,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", os.urandom(32).hex())
-        patch.delenv("RAY_ADDRESS", raising=False)
-        cluster = Cluster(directory)
-        cluster.start()
+    with ray_clusters.running(cores=2) as cluster:
         yield cluster
-        cluster.stop()
 
 
 def pipeline(data_dir, service, transform=elsewhere.jittered):
@@ -91,6 +70,28 @@ def until(condition):
         time.sleep(0.1)  # leaves the cores to the workers, which import TensorFlow
 
 
+def wait_until_it_answers(cluster):
+    def answers():
+        try:
+            require_answer(cluster.address)
+        except OSError:
+            return False
+        return True
+
+    until(answers)
+
+
+def workers_of(cluster):
+    """What `datarax-tfds workers` lists."""
+    command = [sys.executable, "-m", "datarax_tfds", "workers", "--json", "--address"]
+    asked = warmed.run([*command, cluster.address], timeout=ENOUGH_S)
+    return json.loads(asked.stdout)
+
+
+def pids_of(cluster):
+    return {each["pid"] for each in workers_of(cluster)}
+
+
 def team(of):
     return of.source.records.reader.dispatcher.team
 
@@ -102,8 +103,12 @@ def pids(of):
 class Trainer:
     """Takes batches, and compares them with those of a run without workers."""
 
-    def __init__(self, data_dir, service):
-        self.run, self.local = pipeline(data_dir, service), pipeline(data_dir, None)
+    def __init__(self, run, local):
+        self.run, self.local = run, local
+
+    @classmethod
+    def of_tiny(cls, data_dir, service):
+        return cls(pipeline(data_dir, service), pipeline(data_dir, None))
 
     def step(self, count=4):
         for _ in range(count):
@@ -116,7 +121,6 @@ class Trainer:
         return self.run.source.records.timings.totals().stages.get(WORKERS, 0.0)
 
     def step_until_asked(self):
-        until(lambda: team(self.run).members)
         before = self.asked()
         deadline = time.monotonic() + ENOUGH_S
         while self.asked() == before:  # without pauses, in which threads would decode ahead
@@ -139,12 +143,13 @@ def test_batches_are_those_of_one_process_whatever_is_killed(
     monkeypatch.setattr(ray_engine, "opened_in", opened_but_once)
     # Of one worker each, because each start of one takes a core about 7 s.
     service = RayService(cluster.address, workers=1)
-    first = Trainer(data_dir, service)
-    second = Trainer(data_dir, replace(service, late_s=1.5))
+    first = Trainer.of_tiny(data_dir, service)
+    second = Trainer.of_tiny(data_dir, replace(service, late_s=1.5))
     both = first, second
     for each in both:
         each.step()
     for each in both:
+        until(lambda each=each: team(each.run).members)
         each.step_until_asked()
 
     assert main(["workers", "--address", cluster.address, "--json"]) == 0
@@ -161,6 +166,7 @@ def test_batches_are_those_of_one_process_whatever_is_killed(
         each.step()
     until(lambda: killed != pids(first.run))
     for each in both:
+        until(lambda each=each: team(each.run).members)
         each.step_until_asked()
 
     cluster.stop()
@@ -171,6 +177,7 @@ def test_batches_are_those_of_one_process_whatever_is_killed(
     for each in both:
         each.step()
     for each in both:
+        until(lambda each=each: team(each.run).members)
         each.step_until_asked()
     said = [record.getMessage() for record in caplog.records]
     assert any("no worker is left" in each for each in said)
@@ -192,6 +199,57 @@ def test_batches_are_those_of_one_process_whatever_is_killed(
     assert not team(run).members
     assert main(["workers", "--address", cluster.address]) == 1
     assert "records differ" in capsys.readouterr().out
+
+
+def mixed(data_dir, service):
+    part = lambda name, seed: source_of(
+        data_dir, name=name, shuffle=True, seed=seed, transform=elsewhere.jittered, service=service
+    )
+    return MixtureSource({"a": part("tiny", 1), "b": part("tiny_one", 2)}, {"a": 3, "b": 1})
+
+
+def bucketed(data_dir, service):
+    stream = source_of(data_dir, name="ragged", transform=elsewhere.tokens, service=service)
+    return BucketedSource(stream, {"tokens": ragged_records.LENGTHS}, run=32, shuffle=True)
+
+
+def packed(data_dir, service):
+    stream = source_of(data_dir, name="docs", service=service)
+    return PackedSource(
+        stream, encode=elsewhere.encode, length=packed_texts.LENGTH, shuffle=True, keep_tokens=False
+    )
+
+
+def test_sources_of_all_kinds_read_through_workers_while_one_is_killed(
+    cluster, data_dir, tmp_path, caplog
+):
+    ragged_records.write(tmp_path)
+    packed_texts.write(tmp_path)
+    caplog.set_level("INFO", "datarax_tfds.service")
+    service = RayService(cluster.address, workers=2)
+    kinds = [(mixed, data_dir), (bucketed, tmp_path), (packed, tmp_path)]
+    trainers = [
+        Trainer(*(Pipeline(source=make(place, of), batch_size=32) for of in (service, None)))
+        for make, place in kinds
+    ]
+    for each in trainers:
+        each.step()
+    killed = None
+    for each in trainers:
+        each.step_until_asked()
+        if killed is None:
+            listed = workers_of(cluster)
+            killed = listed[0]["pid"]
+            os.kill(killed, signal.SIGKILL)
+            each.step()
+    until(lambda: "has died" in caplog.text)
+    for each in trainers:
+        each.step_until_asked()
+    until(lambda: len(workers_of(cluster)) == 2 and killed not in pids_of(cluster))
+    reads = {name for each in workers_of(cluster) for name in each["reads"]}
+    assert reads == {f"{each}/1.0.0 train[0:{n}]" for each, n in [
+        ("tiny", 97), ("tiny_one", 97), ("ragged", ragged_records.N), ("docs", 67)
+    ]}  # fmt: skip
 
 
 def test_the_example_of_an_executor_decodes(data_dir):
@@ -228,3 +286,158 @@ def test_a_worker_says_what_differs_in_its_data_and_its_functions(data_dir, tmp_
         "function", pickle.dumps(replace(described, functions={"transform": function}))
     )
     assert {name for name in ours if ours[name] != other[name]} == {"functions of the user"}
+
+
+@pytest.fixture
+def nodes(data_dir, tmp_path):
+    """A cluster whose workers differ, each in something else, from what the trainer has."""
+    other = {name: tmp_path / name for name in ("versions", "functions", "data")}
+    for directory in other.values():
+        directory.mkdir()
+    (other["versions"] / "sitecustomize.py").write_text(OTHER_TENSORFLOW)
+    code = Path(elsewhere.__file__).read_text()
+    (other["functions"] / "elsewhere.py").write_text(
+        code.replace("integers(0, 9,", "integers(0, 8,")
+    )
+    tfds_datasets.write(other["data"], "tiny", shards=2)
+    with ray_clusters.running(cores=0, port=ray_clusters.PORT + 1) as cluster:
+        wait_until_it_answers(cluster)
+        cluster.join(cwd=data_dir, python_path=other["versions"])
+        cluster.join(cwd=data_dir, python_path=other["functions"])
+        cluster.join(cwd=other["data"])
+        yield cluster
+
+
+OTHER_TENSORFLOW = """
+import importlib.abc
+import importlib.util
+import sys
+
+
+class Other(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "tensorflow":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        run = spec.loader.exec_module
+
+        def exec_module(module):
+            run(module)
+            module.__version__ = "2.99.0"
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+sys.meta_path.insert(0, Other())
+"""
+
+
+def test_workers_with_other_libraries_functions_or_data_are_refused_by_name(
+    nodes, data_dir, monkeypatch, caplog, figure
+):
+    caplog.set_level("INFO", "datarax_tfds.service")
+    monkeypatch.chdir(data_dir)
+    # A path that each process finds its own files at, as each machine has its own disk.
+    trainer = Trainer.of_tiny("/proc/self/cwd", RayService(nodes.address, workers=3))
+    trainer.step()
+    refusals = lambda: [each for each in caplog.records if "is refused" in each.getMessage()]
+    until(lambda: len(refusals()) == 3)
+    trainer.step()
+    assert not team(trainer.run).members
+    said = sorted(
+        re.search(r"worker (\S+, pid \d+) is refused.*reason=['\"](.+?) differs", text, re.DOTALL)[
+            2
+        ]
+        for text in (each.getMessage() for each in refusals())
+    )
+    assert said == ["fingerprint of the files", "functions of the user", "tensorflow"]
+    connected = next(each for each in caplog.records if "connected to Ray" in each.getMessage())
+    for each in refusals():
+        figure(
+            "service: worker with another TensorFlow, map_fn or data: from the connection to Ray"
+            " to its refusal, with the start of the worker",
+            f"{each.created - connected.created:.1f} s",
+            "10 s",
+        )
+
+
+@pytest.mark.parametrize(("how", "steps", "ready"), [
+    ("ends", 1, None),  # while Ray starts
+    ("SIGKILL", 10**9, "there"),
+    ("SIGINT", 10**9, "asked"),  # as Ctrl-C does: to the whole process group
+])  # fmt: skip
+def test_a_cluster_of_one_program_ends_with_it(data_dir, tmp_path, how, steps, ready):
+    log = tmp_path / "log"
+    with log.open("wb") as errors:
+        program = warmed.Popen(
+            [
+                sys.executable,
+                str(SCRIPTS / "own_cluster.py"),
+                str(data_dir),
+                str(tmp_path),
+                str(steps),
+            ],
+            stdout=errors,
+            stderr=errors,
+        )
+    try:
+        found: set[psutil.Process] = set()
+        deadline = time.monotonic() + ENOUGH_S
+        while program.poll() is None and not (ready and (tmp_path / ready).exists()):
+            assert time.monotonic() < deadline
+            found |= children_of(program.pid)
+            time.sleep(0.02)
+        if how == "SIGKILL":
+            program.kill()
+        elif how == "SIGINT":
+            found |= children_of(program.pid)
+            assert any("raylet" in each.name() for each in found)
+            os.killpg(program.pid, signal.SIGINT)
+        program.wait(ENOUGH_S)
+        assert found
+        until(lambda: not any(map(runs, found)))
+    finally:
+        program.kill()
+        program.wait()
+    said = log.read_text()
+    assert "not equal" not in said
+    if how == "SIGINT":
+        assert "has less room than what workers may have under way" in said
+        assert said.count("Traceback") == said.count("KeyboardInterrupt") == 1
+        assert "no worker is left" not in said
+
+
+def children_of(pid):
+    try:
+        return set(psutil.Process(pid).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return set()
+
+
+def runs(process):
+    """Whether a process has not ended; nobody may have asked for its status yet."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_cluster_of_tests_ends_with_them_however_they_end(tmp_path):
+    code = (
+        "import ray_clusters as r, sys, time; n = r.Cluster(sys.argv[1], 1, r.PORT + 2).start()\n"
+    )
+    code += "print(n.process.pid, flush=True); time.sleep(9999)"
+    tests = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parent,
+    )
+    with tests:
+        assert tests.stdout is not None
+        node = int(tests.stdout.readline())
+        until(lambda: any("gcs_server" in each.name() for each in children_of(node) if runs(each)))
+        found = children_of(node) | {psutil.Process(node)}
+        tests.kill()
+    until(lambda: not any(map(runs, found)))

@@ -56,10 +56,11 @@ class Driver:
         self._failures = 0
         self._wanted = 0
         self._started = 0
-        self._answered = 0.0  # when it did last, once connected
+        self._answered: float | None = None  # when it did last, once connected
 
     def run(self) -> None:
         """Connects, and works until the connection to either side ends."""
+        threading.Thread(target=self._look, daemon=True).start()
         start = self._settings["address"] is None
         if start:
             # A cluster of this process alone. Nobody else can know its token. Ray reads both when
@@ -82,21 +83,33 @@ class Driver:
             configure_logging=False,
         )
         self._answered = time.monotonic()  # not before, as a busy machine connects in 30 s
-        stores = [
-            node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]
-        ]
         self._channel.send(
             {
                 "kind": "connected",
                 "address": ray.get_runtime_context().gcs_address,
                 "token": os.environ.get("RAY_AUTH_MODE", "").lower() == "token",
-                "store_bytes": int(min(stores)),
+                "stores": self._stores(),
             }
         )
         threading.Thread(target=self._receive, daemon=True).start()
-        threading.Thread(target=self._look, daemon=True).start()
+        threading.Thread(target=self._ask, daemon=True).start()
         while True:
             self._events.get()()
+
+    def _stores(self) -> list[tuple[str, int, int, bool]]:
+        """The object stores of the cluster: see `Store`."""
+        import ray
+
+        here = ray.get_runtime_context().get_node_id()
+        resources = {
+            (node["NodeManagerHostname"], node["NodeID"] == here): node["Resources"]
+            for node in ray.nodes()
+            if node["Alive"]
+        }
+        return [
+            (name, int(each.get("object_store_memory", 0)), int(each.get("CPU", 0)), is_here)
+            for (name, is_here), each in resources.items()
+        ]
 
     def _receive(self) -> None:
         while (received := self._channel.receive()) is not None:
@@ -108,12 +121,13 @@ class Driver:
 
     def _look(self) -> None:
         """Ends the process if the cluster or the parent is gone, since neither may say so."""
-        parent = os.getppid()
-        threading.Thread(target=self._ask, daemon=True).start()
-        while os.getppid() == parent and time.monotonic() - self._answered < _ANSWER_S:
+        parent = self._settings["parent"]
+        while os.getppid() == parent:
+            if self._answered is not None and time.monotonic() - self._answered > _ANSWER_S:
+                os._exit(1)  # a shutdown would wait for the cluster that does not answer
             time.sleep(_LOOK_S)
-        if os.getppid() == parent:
-            os._exit(1)  # a shutdown would wait for the cluster that does not answer
+        if self._answered is None:
+            os._exit(1)  # the system then ends what Ray has started for this process alone
         self._events.put(self._end)
 
     def _ask(self) -> None:
