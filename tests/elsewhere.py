@@ -21,10 +21,15 @@ def jittered(record, rng):
     return {"image": image, "id": record["id"], "noise": rng.random((128, 128), "float32")}
 
 
-def slow(record, rng):
-    """Draws random numbers, and takes about 2 ms of a core for each record."""
-    hold_the_interpreter(200_000)
+def noisy(record, rng):
+    """Adds random numbers."""
     return record | {"noise": rng.random((128, 128), "float32")}
+
+
+def slow(record, rng):
+    """Does the same, and takes about 2 ms of a core for each record."""
+    hold_the_interpreter(200_000)
+    return noisy(record, rng)
 
 
 def other_elsewhere(record):
@@ -40,11 +45,11 @@ def large(record):
 
 def tokens(record):
     """Keeps what varies in length."""
-    hold_the_interpreter()
+    hold_the_interpreter(200_000)
     return {"id": record["id"], "tokens": record["tokens"]}
 
 
 def encode(text):
     """Byte n is token n + 4."""
-    hold_the_interpreter()
+    hold_the_interpreter(200_000)
     return [byte + 4 for byte in text.encode()]

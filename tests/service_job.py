@@ -11,10 +11,10 @@ from datarax_tfds import Pipeline, TFDSStreamingConfig, TFDSStreamingSource
 SIZE = 64
 
 
-def pipeline(data_dir, service, sharding=None):
+def pipeline(data_dir, service=None, sharding=None, transform=elsewhere.slow):
     config = TFDSStreamingConfig(
         name="tiny", split="train", data_dir=str(data_dir), shuffle=True,
-        transform=elsewhere.slow, service=service,
+        transform=transform, service=service,
     )  # fmt: skip
     return Pipeline(source=TFDSStreamingSource(config, sharding=sharding), batch_size=SIZE)
 

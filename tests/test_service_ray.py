@@ -111,9 +111,10 @@ class Trainer:
         return cls(pipeline(data_dir, service), pipeline(data_dir, None))
 
     def step(self, count=4):
-        for _ in range(count):
-            here, there = self.local.step(), self.run.step()
-            jax.tree.map(np.testing.assert_array_equal, there, here)
+        # One after the other without pauses, in which threads would decode ahead alone.
+        batches = [self.run.step() for _ in range(count)]
+        for batch in batches:
+            jax.tree.map(np.testing.assert_array_equal, batch, self.local.step())
         assert self.run.get_state() == self.local.get_state()
 
     def asked(self):
@@ -123,9 +124,9 @@ class Trainer:
     def step_until_asked(self):
         before = self.asked()
         deadline = time.monotonic() + ENOUGH_S
-        while self.asked() == before:  # without pauses, in which threads would decode ahead
+        while self.asked() == before:
             assert time.monotonic() < deadline
-            self.step()
+            self.step(12)
 
 
 def test_batches_are_those_of_one_process_whatever_is_killed(
