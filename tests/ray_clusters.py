@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-PORT = 20_000 + os.getpid() % 10_000
+from datarax_tfds.cli import launching
+
 STORE_BYTES = 100_000_000
 
 
@@ -56,7 +57,8 @@ class Cluster:
         cores: How many workers its first node may run.
     """
 
-    def __init__(self, directory: str, cores: int, port: int = PORT):
+    def __init__(self, directory: str, cores: int):
+        port = launching.free_port()
         self.address = f"127.0.0.1:{port}"
         self._options = [
             "--head", f"--port={port}", f"--num-cpus={cores}", f"--temp-dir={directory}",
@@ -78,7 +80,7 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def running(cores: int, port: int = PORT) -> Iterator[Cluster]:
+def running(cores: int) -> Iterator[Cluster]:
     """A cluster with a token, which processes that start meanwhile find in their environment."""
     with (
         # Of a short name, because that of a socket has at most 107 bytes.
@@ -88,7 +90,7 @@ def running(cores: int, port: int = PORT) -> Iterator[Cluster]:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", os.urandom(32).hex())
         patch.delenv("RAY_ADDRESS", raising=False)
-        cluster = Cluster(directory, cores, port)
+        cluster = Cluster(directory, cores)
         cluster.start()
         try:
             yield cluster

@@ -94,7 +94,7 @@ def test_batches_of_two_processes_are_those_of_one_whatever_is_killed(
     data_dir, tmp_path, figure, full
 ):
     faults = {}  # by the time of each
-    with ray_clusters.running(cores=4 if full else COUNT, port=ray_clusters.PORT + 3) as cluster:
+    with ray_clusters.running(cores=4 if full else COUNT) as cluster:
         job = Job(data_dir, cluster.address, tmp_path)
         try:
             job.wait_until_asked()
