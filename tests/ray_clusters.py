@@ -70,9 +70,10 @@ class Cluster:
         self._nodes.append(Node(*self._options))
         return self._nodes[0]
 
-    def join(self, **how: Any) -> None:
+    def join(self, **how: Any) -> Node:
         """Starts another node, for one worker."""
         self._nodes.append(Node(f"--address={self.address}", "--num-cpus=1", **how))
+        return self._nodes[-1]
 
     def stop(self) -> None:
         while self._nodes:

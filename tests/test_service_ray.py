@@ -304,9 +304,14 @@ def nodes(data_dir, tmp_path):
     tfds_datasets.write(other["data"], "tiny", shards=2)
     with ray_clusters.running(cores=0) as cluster:
         wait_until_it_answers(cluster)
-        cluster.join(cwd=data_dir, python_path=other["versions"])
-        cluster.join(cwd=data_dir, python_path=other["functions"])
-        cluster.join(cwd=other["data"])
+        for how in (
+            {"cwd": data_dir, "python_path": other["versions"]},
+            {"cwd": data_dir, "python_path": other["functions"]},
+            {"cwd": other["data"]},
+        ):
+            node = cluster.join(**how)
+            # One after the other, because two that start at once may choose one port.
+            until(lambda node=node: has_raylet(node.process.pid))
         yield cluster
 
 
@@ -408,6 +413,10 @@ def test_a_cluster_of_one_program_ends_with_it(data_dir, tmp_path, how, steps, r
         assert "has less room than what workers may have under way" in said
         assert said.count("Traceback") == said.count("KeyboardInterrupt") == 1
         assert "no worker is left" not in said
+
+
+def has_raylet(pid):
+    return any("raylet" in each.name() for each in children_of(pid) if runs(each))
 
 
 def children_of(pid):
