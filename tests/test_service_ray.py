@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from dataclasses import replace
@@ -434,18 +435,22 @@ def runs(process):
         return False
 
 
-def test_a_cluster_of_tests_ends_with_them_however_they_end(tmp_path):
+def test_a_cluster_of_tests_ends_with_them_however_they_end():
     code = "import ray_clusters as r, sys, time; n = r.Cluster(sys.argv[1], 1).start()\n"
     code += "print(n.process.pid, flush=True); time.sleep(9999)"
-    tests = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)],
-        stdout=subprocess.PIPE,
-        cwd=Path(__file__).parent,
-    )
-    with tests:
-        assert tests.stdout is not None
-        node = int(tests.stdout.readline())
-        until(lambda: any("gcs_server" in each.name() for each in children_of(node) if runs(each)))
-        found = children_of(node) | {psutil.Process(node)}
-        tests.kill()
-    until(lambda: not any(map(runs, found)))
+    # Of a short name, because that of a socket has at most 107 bytes.
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as directory:
+        tests = subprocess.Popen(
+            [sys.executable, "-c", code, directory],
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).parent,
+        )
+        with tests:
+            assert tests.stdout is not None
+            node = int(tests.stdout.readline())
+            until(
+                lambda: any("gcs_server" in each.name() for each in children_of(node) if runs(each))
+            )
+            found = children_of(node) | {psutil.Process(node)}
+            tests.kill()
+        until(lambda: not any(map(runs, found)))
