@@ -31,7 +31,8 @@ class Executor(Protocol):
         source = TFDSStreamingSource(config, executor=Threads(TFDSStreamingSource(config)))
 
     Attributes:
-        capacity: How many calls to keep under way.
+        capacity: How many calls to keep under way: one more than run at once, so that the next one
+            is there when one ends.
     """
 
     capacity: int
