@@ -91,13 +91,19 @@ def test_a_history_of_restores_and_batch_sizes_is_sound(source, tmp_path, remain
         ("shifts by a row", lambda rows: np.roll(rows, 1)),
     ],
 )
-def test_a_source_that_is_wrong_is_caught(source, tmp_path, fault, wrong):
+def test_a_source_that_is_wrong_is_caught(source, tmp_path, capsys, fault, wrong):
     run(tmp_path / "log", source, 3, wrong=wrong)
     found = audited(tmp_path / "log")
     assert not found.sound, fault
     assert len(found.wrong) == 3
     assert "not [" in str(found)
     assert main(["audit", str(tmp_path / "log")]) == 1
+    capsys.readouterr()
+    assert main(["audit", str(tmp_path / "log"), "--json"]) == 1
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["sound"] is False
+    assert printed["reached"] == {"epoch": found.reached.epoch, "index": found.reached.index}
+    assert printed["wrong"] == list(found.wrong)
 
 
 def lines_of(path):
@@ -119,7 +125,7 @@ def test_a_source_that_shifts_by_a_batch_is_caught(source, tmp_path):
     assert len(audited(path).wrong) == 3
 
 
-def test_a_restore_beyond_what_was_delivered_has_lost_records(source, tmp_path):
+def test_a_restore_beyond_what_was_delivered_has_lost_records(source, tmp_path, capsys):
     path, other = tmp_path / "log", tmp_path / "other"
     run(path, source, 1)
     state = run(other, source, 3)
@@ -131,6 +137,9 @@ def test_a_restore_beyond_what_was_delivered_has_lost_records(source, tmp_path):
     assert found.numbers(found.lost[0]) == second + third
     assert set(found.numbers(found.lost[0])).isdisjoint(first)
     assert "lost: 48 records" in str(found)
+    assert main(["audit", str(path), "--json"]) == 1
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["lost"] == [{"epoch": 0, "start": SIZE, "stop": 3 * SIZE}]
 
 
 @pytest.mark.parametrize("at", [[0, SIZE + 1], [0, 2 * SIZE - 1], [0, 1], [0, 0]])
