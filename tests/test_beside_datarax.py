@@ -2,10 +2,12 @@
 
 import dataclasses
 import inspect
+import re
 
 import jax
 import numpy as np
 import pytest
+from checkout import ROOT
 from contract import N, check_records, ids
 from flax import nnx
 
@@ -26,6 +28,15 @@ FIELDS = {"name": "tiny", "split": "train", "shuffle": True, "seed": 5}
 def as_datarax_is_written():
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
+
+
+def test_the_program_that_the_page_on_moving_starts_from_runs(data_dir):
+    page = (ROOT / "docs/moving.md").read_text()
+    [program] = re.findall(r'```python title="datarax"\n(.*?)```', page, re.DOTALL)
+    program = program.replace('"mnist"', f'"tiny", data_dir={str(data_dir)!r}')
+    names = {"rngs": nnx.Rngs(0)}
+    exec(program, names)
+    assert len(next(iter(names["pipeline"]))["image"]) == 32
 
 
 def normalize(batch):

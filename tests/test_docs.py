@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import re
 import signal
 from pathlib import Path
@@ -22,10 +23,15 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 CHECKPOINT = {"DataSave", "DataRestore", "DataCheckpointable", "latest_valid_step"}
 
 
+# The libraries to move from whose programs run, where they are installed. `test_beside_datarax.py`
+# runs that of datarax.
+OTHERS = ["Grain", *["PyTorch"] * (importlib.util.find_spec("torch") is not None)]
+
+
 def programs(page: Path, data_dir: Path, tmp_path: Path) -> list[str]:
     """Those of a page; only what names the dataset is another, since the test has no network."""
-    # Those of Grain run, too; PyTorch and datarax are not installed here.
-    found = re.findall(r'```python(?: title="Grain")?\n(.*?)```', page.read_text(), re.DOTALL)
+    opening = rf'```python(?: title="(?:{"|".join(OTHERS)})")?\n'
+    found = re.findall(rf"{opening}(.*?)```", page.read_text(), re.DOTALL)
     here = f'"tiny", data_dir={str(data_dir)!r}'
     found = [re.sub('name="(mnist|imagenet2012)"', f"name={here}", program) for program in found]
     rows = ('name="lm1b"', f"name={here}".replace("tiny", "text", 1)), ("length=2048", "length=4")
@@ -44,11 +50,30 @@ def programs(page: Path, data_dir: Path, tmp_path: Path) -> list[str]:
     found = [program.replace('data_source("mnist"', array_record) for program in found]
     # Without processes of its own, which take seconds to start.
     workers = "mp_prefetch(grain.multiprocessing.MultiprocessingOptions(num_workers=0))"
-    return [program.replace("mp_prefetch()", workers) for program in found]
+    found = [program.replace("mp_prefetch()", workers) for program in found]
+    return [program.replace("num_workers=8", "num_workers=0") for program in found]
+
+
+@pytest.fixture
+def of_torch(data_dir, tmp_path):
+    """What the program of PyTorch has from elsewhere: a dataset, and a job of one process."""
+    if "PyTorch" not in OTHERS:
+        yield {}
+        return
+    import torch.distributed
+
+    config = datarax_tfds.TFDSStreamingConfig(name="tiny", split="train", data_dir=str(data_dir))
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/job", rank=0, world_size=1
+    )
+    yield {"dataset": datarax_tfds.random_access(config), "processes": 1, "epochs": 1}
+    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_programs_of_a_page_run_one_after_the_other(page, data_dir, tmp_path, monkeypatch):
+def test_the_programs_of_a_page_run_one_after_the_other(
+    page, data_dir, tmp_path, monkeypatch, request
+):
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # those of this process stay its own
     monkeypatch.chdir(tmp_path)  # for what a program writes
     steps = []
@@ -56,6 +81,8 @@ def test_the_programs_of_a_page_run_one_after_the_other(page, data_dir, tmp_path
     with ocp.CheckpointManager(tmp_path, options=options) as manager:
         names = {"train_step": steps.append, "manager": manager, "model": {"w": jnp.zeros(2)}}
         names["directory"] = tmp_path / "another"
+        if page.stem == "moving":
+            names |= request.getfixturevalue("of_torch")
         run = programs(page, data_dir, tmp_path / "written")
         for program in run:
             exec(program, names)
