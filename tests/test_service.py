@@ -1,12 +1,14 @@
 """Decoding elsewhere: nothing that a worker does, or fails to do, changes what is read."""
 
 import os
+import sys
 import threading
 from concurrent.futures import Future, wait
 
 import jax
 import numpy as np
 import pytest
+from checkout import GUARD_S
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -342,6 +344,35 @@ def test_a_file_of_another_process_is_opened_only_if_it_is_the_one_that_was_lent
     file.close()
     with pytest.raises(OSError, match=str(lender)):
         opened_in(lender, 10**6, token)
+
+
+@pytest.mark.parametrize("line", range(5))
+def test_threads_that_ask_at_once_what_was_read_do_not_wait_for_each_other(line):
+    lent, borrowed, lender, found = LentFiles(), BorrowedFiles(), os.getpid(), []
+    file = lent.take(9)
+    file.write([memoryview(b"123456789")])
+    borrowed.borrow(file.loan, lambda: opened_in(lender, file.descriptor, file.loan.token))
+
+    def ask():
+        lines = iter(range(line))
+
+        def trace(frame, event, _):
+            if frame.f_code.co_name != "read":
+                return None
+            if event == "line" and next(lines, None) is None:
+                found.extend(borrowed.read())  # as another thread may, between two lines
+            return trace
+
+        sys.settrace(trace)
+        found.extend(borrowed.read())
+        sys.settrace(None)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(GUARD_S)
+    assert not asking.is_alive()
+    assert found == [file.loan.number]
+    lent.close()
 
 
 def test_a_call_without_an_answer_does_not_keep_others_from_theirs():

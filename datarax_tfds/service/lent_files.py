@@ -4,6 +4,7 @@ A file that was read is used again, because its pages are there already: writing
 file takes three times as long.
 """
 
+import contextlib
 import mmap
 import os
 import queue
@@ -140,10 +141,13 @@ class BorrowedFiles:
         return np.asarray(_Borrowed(self._memory[number][1][:size], number, self._read))
 
     def read(self) -> list[int]:
-        """The files that have been read since the last call."""
+        """The files that have been read since the last call. Any thread may ask."""
         numbers = []
-        while not self._read.empty():
-            numbers.append(self._read.get())
+        # Never `get`: another thread may take the last number after `empty`, and this one would
+        # wait until the next view ends, which may be never.
+        with contextlib.suppress(queue.Empty):
+            while True:
+                numbers.append(self._read.get_nowait())
         return numbers
 
 
