@@ -1,14 +1,16 @@
 """Decoding elsewhere: nothing that a worker does, or fails to do, changes what is read."""
 
 import os
+import subprocess
 import sys
 import threading
 from concurrent.futures import Future, wait
+from subprocess import PIPE
 
 import jax
 import numpy as np
 import pytest
-from checkout import GUARD_S
+from checkout import GUARD_S, ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -344,6 +346,41 @@ def test_a_file_of_another_process_is_opened_only_if_it_is_the_one_that_was_lent
     file.close()
     with pytest.raises(OSError, match=str(lender)):
         opened_in(lender, 10**6, token)
+
+
+FORKS = """
+import os
+from datarax_tfds.service.lent_files import BorrowedFiles, LentFiles, opened_in
+
+lent, borrowed, lender = LentFiles(), BorrowedFiles(), os.getpid()
+
+def lend(content):
+    file = lent.take(len(content))
+    file.write([memoryview(content)])
+    return borrowed.borrow(
+        file.loan, lambda: opened_in(lender, file.descriptor, file.loan.token)
+    )
+
+body = lend(b"before")
+given_up, go_on = os.pipe()
+child = os.fork()
+if child == 0:
+    os.read(given_up, 1)
+    print(body.tobytes().decode(), flush=True)
+    os._exit(0)
+for content in (b"after", b"later"):
+    del body
+    lent.take_back(borrowed.read())
+    body = lend(content)
+    print(body.tobytes().decode(), flush=True)
+os.write(go_on, b".")
+os.waitpid(child, 0)
+"""
+
+
+def test_a_forked_child_keeps_the_rows_that_its_parent_had_when_it_forked():
+    done = subprocess.run([sys.executable, "-c", FORKS], cwd=ROOT, check=True, stdout=PIPE)
+    assert done.stdout.decode().split() == ["after", "later", "before"]
 
 
 @pytest.mark.parametrize("line", range(5))

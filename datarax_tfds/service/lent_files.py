@@ -71,10 +71,11 @@ class LentFile:
         return replaced
 
     def close(self) -> None:
-        """Closes the file. The other process may still read it."""
+        """Closes the file, so that it is never written again. Others may still read it."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
+        self._memory = np.empty(0, np.uint8)
 
 
 class LentFiles:
@@ -100,9 +101,13 @@ class LentFiles:
             return file
 
     def take_back(self, numbers: Sequence[int]) -> None:
-        """Uses these files again: the other process has read them."""
+        """Uses files again that the other process has read: see `BorrowedFiles.read`."""
         with self._lock:
-            self._free += [self._files[number] for number in numbers]
+            for number in numbers:
+                file = self._files[number if number >= 0 else ~number]
+                if number < 0:
+                    file.close()
+                self._free.append(file)
 
     def close(self) -> None:
         """Closes the files."""
@@ -141,7 +146,12 @@ class BorrowedFiles:
         return np.asarray(_Borrowed(self._memory[number][1][:size], number, self._read))
 
     def read(self) -> list[int]:
-        """The files that have been read since the last call. Any thread may ask."""
+        """The files that have been read since the last call. Any thread may ask.
+
+        Returns:
+            Their numbers; `~number` for a file that a forked child may still read, so that the next
+            rows need a new one.
+        """
         numbers = []
         # Never `get`: another thread may take the last number after `empty`, and this one would
         # wait until the next view ends, which may be never.
@@ -157,10 +167,23 @@ class _Borrowed:
     def __init__(self, memory: np.ndarray, number: int, read: "queue.SimpleQueue[int]"):
         self._number, self._read = number, read
         self._memory = memory
+        self._forks = _forks
         self.__array_interface__ = memory.__array_interface__
 
     def __del__(self):
-        self._read.put(self._number)
+        self._read.put(self._number if self._forks == _forks else ~self._number)
+
+
+_forks = 0  # of this process, whose children share the memory of the files that it reads
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+# Both, so that a view which another thread makes in between counts as older than the fork.
+os.register_at_fork(before=_count_fork, after_in_parent=_count_fork)
 
 
 def opened_in(pid: int, descriptor: int, token: str) -> int:
