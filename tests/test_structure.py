@@ -164,7 +164,10 @@ HOOKS = {
     "datarax_tfds/cli/launch.py": {"signal.signal": "appends a number to a list"},
     "datarax_tfds/files/mapped_file.py": {"register_at_fork": "empties a deque of descriptors"},
     "datarax_tfds/files/stored_file.py": {"__del__": "swaps a number and closes it"},
-    "datarax_tfds/service/lent_files.py": {"__del__": "puts a number into a SimpleQueue"},
+    "datarax_tfds/service/lent_files.py": {
+        "__del__": "puts a number into a SimpleQueue",
+        "register_at_fork": "adds one to a number",
+    },
     "datarax_tfds/service/ray_engine.py": {"finalize": "puts a text into a SimpleQueue"},
     "datarax_tfds/stores/metadata_copy.py": {"finalize": "removes a few small files"},
     "datarax_tfds/cli/terminal.py": {"atexit.register": "calls gc.freeze"},

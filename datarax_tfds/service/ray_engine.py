@@ -57,18 +57,29 @@ class _Joined:
     stored_numbers: StoredNumbers | None
 
 
+@dataclasses.dataclass
 class _RayExecutor:
-    """A worker of Ray, for one reader."""
+    """A worker of Ray, for one reader.
 
-    capacity = CALLS
+    Args:
+        engine: Sends calls.
+        driver: Started the worker. Another one gives the same number to another worker.
+        worker: Its number.
+        key: Names the reader.
+        stored_numbers: See `RayEngine.join`.
+    """
 
-    def __init__(self, engine: "RayEngine", worker: int, key: str, stored: StoredNumbers | None):
-        self._engine, self._worker, self._key, self._stored = engine, worker, key, stored
+    engine: "RayEngine"
+    driver: DriverProcess
+    worker: int
+    key: str
+    stored_numbers: StoredNumbers | None
+    capacity: int = CALLS
 
     def submit(self, numbers: np.ndarray, keys: np.ndarray | None, /) -> Future[Rows]:
-        if self._stored is not None:
-            numbers = self._stored(numbers)
-        return self._engine.call(self._worker, self._key, numbers, keys)
+        if self.stored_numbers is not None:
+            numbers = self.stored_numbers(numbers)
+        return self.engine.call(self.driver, Call(self.worker, self.key, (numbers, keys)))
 
 
 @not_copied
@@ -127,17 +138,13 @@ class RayEngine:
         if driver is not None:
             driver.send({"kind": "open", "key": key}, description)
 
-    def call(
-        self, worker: int, key: str, numbers: np.ndarray, keys: np.ndarray | None
-    ) -> Future[Rows]:
-        """Asks a worker for records."""
-        call = Call(worker, key, (numbers, keys))
+    def call(self, driver: DriverProcess, call: Call) -> Future[Rows]:
+        """Asks a worker of this driver for records. The call fails if either has ended."""
         with self._lock:
-            driver, borrowed = self._driver, self._borrowed[worker]
-            if driver is None:
-                call.future.set_exception(ConnectionError("there is no connection to Ray"))
+            if driver is not self._driver or call.worker not in self._names:
+                call.future.set_exception(ConnectionError("the worker has ended"))
                 return call.future
-            number = self._calls.add(call)
+            number, borrowed = self._calls.add(call), self._borrowed[call.worker]
         self._ask(driver, number, call, borrowed.read())
         return call.future
 
@@ -293,12 +300,20 @@ class RayEngine:
         dispatcher = None if joined is None else joined.dispatcher()
         if joined is None or dispatcher is None:
             return
-        executor = _RayExecutor(self, worker, key, joined.stored_numbers)
+        executor = _RayExecutor(self, driver, worker, key, joined.stored_numbers)
         considered = dispatcher.consider(name, executor, facts)
 
         def tell(decided: Future[str | None]) -> None:
-            if not decided.cancelled() and (why := decided.result()) is not None:
+            if decided.cancelled():
+                return
+            if (why := decided.result()) is not None:
                 driver.send({"kind": "forget", "key": key, "worker": worker}, why)
+                return
+            with self._lock:
+                there = driver is self._driver and worker in self._names
+            # It may have ended while it was compared, when the team did not have it yet.
+            if not there and (dispatcher := joined.dispatcher()) is not None:
+                dispatcher.team.remove(name, "it ended while it was admitted")
 
         considered.add_done_callback(tell)
 

@@ -1,0 +1,136 @@
+"""A call reaches the worker that was admitted or fails, whatever becomes of Ray."""
+
+import queue
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+from checkout import GUARD_S
+
+from datarax_tfds.config.ray_service import RayService
+from datarax_tfds.service import ray_engine, rows_format
+from datarax_tfds.service.team import Team
+
+NUMBERS = np.arange(3)
+
+
+class Driver:
+    """Stands for the process that talks to Ray: the test says what comes from it."""
+
+    def __init__(self):
+        self.sent: queue.SimpleQueue = queue.SimpleQueue()
+        self._comes: queue.SimpleQueue = queue.SimpleQueue()
+        self._received = None
+
+    def send(self, message, values):
+        self.sent.put((message, values))
+
+    def wait(self, timeout_s):
+        try:
+            self._received = self._comes.get(timeout=timeout_s)
+        except queue.Empty:
+            return False
+        return True
+
+    def receive(self):
+        return self._received
+
+    def end(self):
+        return "it was killed"
+
+    def says(self, kind, body=None, **message):
+        self._comes.put(({"kind": kind, **message}, body))
+
+    def dies(self):
+        self._comes.put(None)
+
+    def connects(self):
+        """Returns the key of the reader."""
+        self.says("connected", address="here", token=True, stores=[])
+        return self.sent.get(timeout=GUARD_S)[0]["key"]
+
+
+class Reader:
+    """Stands for a dispatcher: the test says when a worker has been compared."""
+
+    def __init__(self):
+        self.team = Team("subject", 1)
+        self._asked: queue.SimpleQueue = queue.SimpleQueue()
+
+    def consider(self, name, executor, facts):
+        decided: Future = Future()
+        self._asked.put((name, executor, decided))
+        return decided
+
+    def asked(self):
+        return self._asked.get(timeout=GUARD_S)
+
+    def admit(self, name, executor, decided):
+        self.team.add(name, executor)
+        decided.set_result(None)
+
+
+@pytest.fixture
+def drivers(monkeypatch):
+    made: queue.SimpleQueue = queue.SimpleQueue()
+
+    def start(_settings):
+        driver = Driver()
+        made.put(driver)
+        return driver
+
+    monkeypatch.setattr(ray_engine, "DriverProcess", start)
+    return made
+
+
+def joined(drivers):
+    """A reader that has joined, its key, and the driver."""
+    reader, engine = Reader(), ray_engine.RayEngine(RayService())
+    engine.join(reader, None)  # pyright: ignore  # stand-ins
+    driver = drivers.get(timeout=GUARD_S)
+    return reader, driver.connects(), driver
+
+
+def test_a_call_goes_to_the_worker_that_was_admitted_and_not_to_a_later_one_of_its_number(drivers):
+    reader, key, driver = joined(drivers)
+    driver.says("opened", worker=0, key=key, name="old", facts={})
+    name, executor, decided = reader.asked()
+    reader.admit(name, executor, decided)
+    rows = executor.submit(NUMBERS, None)
+    message, _ = driver.sent.get(timeout=GUARD_S)
+    body = b"".join(map(bytes, rows_format.written({"x": NUMBERS})))
+    driver.says("rows", np.frombuffer(body, np.uint8), number=message["number"])
+    assert rows.result(GUARD_S)["x"].tolist() == NUMBERS.tolist()
+
+    unanswered = executor.submit(NUMBERS, None)
+    driver.dies()
+    with pytest.raises(ConnectionError, match="lost"):
+        unanswered.result(GUARD_S)
+    later = drivers.get(timeout=GUARD_S)
+    assert not reader.team.members
+    later.says("opened", worker=0, key=later.connects(), name="new", facts={})
+    reader.asked()  # so it is there, but not admitted
+    stale = executor.submit(NUMBERS, None)
+    assert stale.done()
+    with pytest.raises(ConnectionError, match="the worker has ended"):
+        stale.result()
+    assert later.sent.empty()
+
+
+@pytest.mark.parametrize("ends", ["worker", "driver", None])
+def test_a_worker_that_ends_while_it_is_compared_is_not_left_in_the_team(drivers, ends):
+    reader, key, driver = joined(drivers)
+    driver.says("opened", worker=0, key=key, name="first", facts={})
+    first = reader.asked()
+    if ends == "driver":
+        driver.dies()
+        driver = drivers.get(timeout=GUARD_S)
+        driver.connects()
+    elif ends == "worker":
+        driver.says("gone", worker=0, why="it was killed")
+    driver.says("opened", worker=1, key=key, name="second", facts={})
+    second = reader.asked()  # so what came before is done
+    reader.admit(*first)
+    reader.admit(*second)
+    left = {member.name for member in reader.team.members}
+    assert left == ({"second"} if ends else {"first", "second"})
