@@ -14,6 +14,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import elsewhere
 import jax
@@ -46,6 +47,8 @@ from datarax_tfds.service.lent_files import opened_in
 from datarax_tfds.service.ray_driver import require_answer
 from datarax_tfds.service.ray_worker import RayWorker
 from datarax_tfds.service.served_reader import facts_of
+from datarax_tfds.tokens import served_tokens
+from datarax_tfds.tokens.served_tokens import ServedTokens
 
 ENOUGH_S = 600  # for what takes seconds on an idle machine
 
@@ -253,6 +256,19 @@ def test_sources_of_all_kinds_read_through_workers_while_one_is_killed(
     assert reads == {f"{each}/1.0.0 train[0:{n}]" for each, n in [
         ("tiny", 97), ("tiny_one", 97), ("ragged", ragged_records.N), ("docs", 67)
     ]}  # fmt: skip
+
+    made: list[ServedTokens] = []
+
+    def of_workers_only(*args, **kwargs):
+        made.append(ServedTokens(*args, **kwargs, threads=0))
+        return made[-1]
+
+    with mock.patch.object(served_tokens, "ServedTokens", of_workers_only):
+        source = packed(tmp_path, service)
+    made[0].dispatcher.read(np.zeros(1, np.int64))  # waits for the first worker
+    Trainer(
+        *(Pipeline(source=each, batch_size=32) for each in (source, packed(tmp_path, None)))
+    ).step()
 
 
 def test_the_example_of_an_executor_decodes(data_dir):

@@ -277,9 +277,12 @@ class Driver:
 
 
 def _shown(error: Exception) -> str:
-    """An error in a line or two: Ray's have the traceback of the worker in their text."""
+    """An error without the traceback of the worker, and without Ray's advice after a death."""
+    from ray.exceptions import RayActorError
+
     cause = getattr(error, "cause", None) or error
-    return f"{type(cause).__name__}: {str(cause)[:2000]}"
+    text = str(cause).partition("\n")[0] if isinstance(cause, RayActorError) else str(cause)
+    return f"{type(cause).__name__}: {text[:2000]}"
 
 
 def main() -> None:
