@@ -92,9 +92,17 @@ def no_array(future, numbers):
     future.set_result({"x": "rows"})
 
 
+def nothing(future, numbers):
+    future.set_result(None)
+
+
+def mixed_names(future, numbers):
+    future.set_result({"x": decoded(numbers)["x"], 1: 2})  # which JAX cannot sort
+
+
 ANSWERS = [
     soon, never, twice, failing, dying, cancelling, other_shape, other_rows, other_dtype,
-    other_names, no_array,
+    other_names, no_array, nothing, mixed_names,
 ]  # fmt: skip
 
 

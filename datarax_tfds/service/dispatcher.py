@@ -137,7 +137,7 @@ class Dispatcher:
         elif (error := call.exception()) is not None:
             problem = f"{type(error).__name__}: {error}"
         else:
-            problem = self._fits(call.result(), count)
+            problem = self._misfit(call.result(), count)
             if problem is None:
                 return call.result()
         kind = problem.partition(":")[0]
@@ -146,6 +146,12 @@ class Dispatcher:
             says = "%s: worker %s failed, so that its records are decoded here: %s"
             _log.warning(says, self._subject, member.name, problem)
         return None
+
+    def _misfit(self, rows: Rows, count: int) -> str | None:
+        try:
+            return self._fits(rows, count)
+        except Exception as error:  # of any kind, as rows of a worker may be anything
+            return f"rows that are none: {type(error).__name__}: {error}"
 
     def consider(
         self, name: str, executor: Executor, facts: Mapping[str, str] | None = None
