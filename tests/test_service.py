@@ -283,6 +283,7 @@ ROWS = {
     "nested": {"half": np.ones((2, 2), jax.numpy.bfloat16), "none": np.zeros((2, 0), np.float32)},
     "text": np.array([b"", b"\x00\xff"], object),
     "flag": np.array(True),
+    "order of bytes": np.array([1, 258], ">i4"),
     "ragged": np.array([np.arange(3), None], object),
 }
 ROWS["ragged"][1] = np.zeros((0, 2), np.int16)
@@ -313,6 +314,14 @@ def test_rows_come_through_the_channel_as_they_are_and_as_views():
     theirs.close()
     assert ours.receive() is None
     ours.close()
+
+
+@pytest.mark.parametrize("value", [[1, 2], "text", 3, None])
+def test_what_is_neither_bytes_nor_an_array_is_not_written_as_if_it_were(value):
+    column = np.empty(1, object)
+    column[0] = value
+    with pytest.raises(TypeError):
+        rows_format.written({"x": column})
 
 
 def test_memory_of_the_channel_is_used_again_once_it_was_read_and_never_before():

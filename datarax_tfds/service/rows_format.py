@@ -26,12 +26,14 @@ def written(rows: Rows) -> list[Any]:
         if isinstance(value, dict):
             return {"parts": {name: layout(each) for name, each in value.items()}}
         if not isinstance(value, np.ndarray):
-            return {"bytes": len(value), "at": put(bytes(value))}
+            return {"bytes": len(value), "at": put(value)}
         if value.dtype.kind == "O":
             return {"shape": value.shape, "elements": [layout(each) for each in value.flat]}
         # As uint8, because dtypes such as bfloat16 have no buffer.
         raw = np.ascontiguousarray(value).reshape(-1).view(np.uint8) if value.size else b""
-        return {"shape": value.shape, "dtype": value.dtype.name, "at": put(raw)}
+        # The name has no byte order, but `str` does not know bfloat16.
+        dtype = value.dtype.name if value.dtype.isnative else value.dtype.str
+        return {"shape": value.shape, "dtype": dtype, "at": put(raw)}
 
     text = json.dumps(layout(rows)).encode()
     text += b" " * (-(len(text) + 8) % ALIGNMENT)
