@@ -134,3 +134,18 @@ def test_a_worker_that_ends_while_it_is_compared_is_not_left_in_the_team(drivers
     reader.admit(*second)
     left = {member.name for member in reader.team.members}
     assert left == ({"second"} if ends else {"first", "second"})
+
+
+def test_the_process_is_started_again_where_it_could_not_be_started_once(drivers, monkeypatch):
+    start, failures = ray_engine.DriverProcess, iter([OSError("Too many open files")])
+
+    def fails_once(settings):
+        for failure in failures:
+            raise failure
+        return start(settings)
+
+    monkeypatch.setattr(ray_engine, "DriverProcess", fails_once)
+    reader, key, driver = joined(drivers)
+    driver.says("opened", worker=0, key=key, name="worker", facts={})
+    reader.admit(*reader.asked())
+    assert len(reader.team.members) == 1

@@ -182,7 +182,10 @@ class RayEngine:
 
     def _connected(self) -> tuple[bool, str]:
         """Runs the process until it ends; returns whether it was connected, and why it ended."""
-        driver = DriverProcess(self._settings())
+        try:
+            driver = DriverProcess(self._settings())
+        except OSError as error:  # as without a free descriptor, which there may be later
+            return False, str(error)
         connected = False
         try:
             while (received := self._next(driver)) is not None:
