@@ -3,6 +3,7 @@
 import json
 import pickle
 import threading
+import weakref
 from collections import Counter
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -335,6 +336,20 @@ class TestCounts:
     def cache(self, tmp_path, monkeypatch):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         return tmp_path / "cache" / "datarax_tfds" / "token_counts"
+
+    def test_tokens_that_are_cached_do_not_keep_the_memory_of_a_call_to_a_worker(self, documents):
+        documents, _ = documents
+        calls = []
+
+        def of_a_worker(numbers):
+            memory = np.arange(5, dtype=np.int32)
+            calls.append(weakref.ref(memory))
+            return [memory[:3], memory[3:]]
+
+        documents.tokens(np.array([0, 1]), of_a_worker)
+        assert documents.tokens(np.array([1]), of_a_worker)[0].tolist() == [3, 4]
+        (memory,) = calls
+        assert memory() is None
 
     def test_each_process_counts_its_share_once(self, documents, tmp_path):
         documents, encoded = documents

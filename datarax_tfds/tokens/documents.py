@@ -107,7 +107,9 @@ class Documents:
         with self._lock:
             for number, ids in encoded.items():
                 if number not in self._cached and (self._evicts or len(ids) <= self._room):
-                    self._cached[number] = ids
+                    # A copy, as a view would keep the memory of all documents of a call to a
+                    # worker, and an open file there.
+                    self._cached[number] = ids.copy()
                     self._room -= len(ids)
             while self._room < 0:
                 _, dropped = self._cached.popitem(last=False)
