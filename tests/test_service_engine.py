@@ -1,6 +1,7 @@
 """A call reaches the worker that was admitted or fails, whatever becomes of Ray."""
 
 import queue
+import threading
 from concurrent.futures import Future
 
 import numpy as np
@@ -21,6 +22,8 @@ class Driver:
         self.sent: queue.SimpleQueue = queue.SimpleQueue()
         self._comes: queue.SimpleQueue = queue.SimpleQueue()
         self._received = None
+        self.ending, self.may_end = threading.Event(), threading.Event()
+        self.may_end.set()
 
     def send(self, message, values):
         self.sent.put((message, values))
@@ -36,6 +39,8 @@ class Driver:
         return self._received
 
     def end(self):
+        self.ending.set()
+        self.may_end.wait()
         return "it was killed"
 
     def says(self, kind, body=None, **message):
@@ -149,3 +154,19 @@ def test_the_process_is_started_again_where_it_could_not_be_started_once(drivers
     driver.says("opened", worker=0, key=key, name="worker", facts={})
     reader.admit(*reader.asked())
     assert len(reader.team.members) == 1
+
+
+def test_a_reader_that_joins_while_an_unused_cluster_ends_is_told_of_no_fault(drivers, caplog):
+    engine = ray_engine.RayEngine(RayService())
+    reader = Reader()
+    engine.join(reader, None)  # pyright: ignore  # stand-ins
+    driver = drivers.get(timeout=GUARD_S)
+    driver.connects()
+    driver.may_end.clear()
+    del reader
+    assert driver.ending.wait(GUARD_S)
+    later = Reader()
+    engine.join(later, None)  # pyright: ignore
+    driver.may_end.set()
+    drivers.get(timeout=GUARD_S).connects()
+    assert "no connection" not in caplog.text

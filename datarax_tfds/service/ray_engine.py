@@ -161,6 +161,8 @@ class RayEngine:
                 if not self._joined:
                     self._thread = None
                     return
+            if why is None:
+                continue  # a reader has joined after the last one had left
             failures = 0 if connected else failures + 1
             self._warn_once(
                 "connection",
@@ -180,8 +182,10 @@ class RayEngine:
     def _where(self) -> str:
         return self._service.address or os.environ.get("RAY_ADDRESS") or "on this machine"
 
-    def _connected(self) -> tuple[bool, str]:
-        """Runs the process until it ends; returns whether it was connected, and why it ended."""
+    def _connected(self) -> tuple[bool, str | None]:
+        """Runs the process until it ends; returns whether it was connected, and why it ended: None
+        if no reader needed it.
+        """
         try:
             driver = DriverProcess(self._settings())
         except OSError as error:  # as without a free descriptor, which there may be later
@@ -192,9 +196,10 @@ class RayEngine:
                 connected = True
                 self._handle(driver, *received)
         finally:
+            needed = bool(self._joined)
             self._disconnected()
             why = driver.end()
-        return connected, why
+        return connected, why if needed else None
 
     def _settings(self) -> dict[str, Any]:
         address = self._service.address or os.environ.get("RAY_ADDRESS") or None
