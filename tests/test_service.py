@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datarax_tfds.runtime.timings import WORKERS, Timings
-from datarax_tfds.service import rows_format
+from datarax_tfds.service import admission, rows_format
 from datarax_tfds.service.admission import Admission
 from datarax_tfds.service.channel import Channel
 from datarax_tfds.service.dispatcher import Dispatcher
@@ -107,9 +107,9 @@ ANSWERS = [
 
 
 def dispatcher(*, threads=0, late_s=NEVER, read=decoded, facts=None, length=100):
-    admission = Admission(read, length, stochastic=False, facts=facts or {})
+    compared = Admission(read, length, stochastic=False, facts=facts or {})
     fits = lambda rows, count: misfit(rows, SPEC, count)
-    return Dispatcher(read, fits, admission, "subject", Timings(), late_s=late_s, threads=threads)
+    return Dispatcher(read, fits, compared, "subject", Timings(), late_s=late_s, threads=threads)
 
 
 def test_a_thread_that_is_free_decodes_before_a_worker_is_asked():
@@ -246,6 +246,28 @@ def test_a_worker_that_would_give_other_bytes_is_refused_by_name(answer, facts, 
     assert says in caplog.text
 
 
+class Unanswered(Future):
+    """A call that is never answered, of which each wait is noted and takes no time."""
+
+    waited_s = 0.0
+
+    def result(self, timeout=None):
+        assert timeout is not None
+        Unanswered.waited_s += timeout
+        raise TimeoutError
+
+
+def test_all_records_that_a_worker_is_compared_by_have_one_limit(monkeypatch):
+    worker = Fake(never, capacity=16)
+    worker.submit = lambda *_: Unanswered()
+    monkeypatch.setattr(Unanswered, "waited_s", 0.0)
+    monkeypatch.setattr(admission, "monotonic", lambda: Unanswered.waited_s)
+    reason = dispatcher().consider("stuck", worker).result()
+    assert reason is not None
+    assert "16 of 16 records differ" in reason
+    assert Unanswered.waited_s <= 60
+
+
 def test_corrupt_records_are_no_canaries():
     def damaged(numbers, keys=None):
         if 0 in numbers:
@@ -269,9 +291,9 @@ def test_workers_are_looked_for_at_the_first_read_only():
 
 def test_the_time_of_workers_is_a_stage_of_its_own():
     timings = Timings()
-    admission = Admission(decoded, 9, stochastic=False, facts={})
+    compared = Admission(decoded, 9, stochastic=False, facts={})
     calls = Dispatcher(
-        decoded, lambda *_: None, admission, "subject", timings, late_s=NEVER, threads=0
+        decoded, lambda *_: None, compared, "subject", timings, late_s=NEVER, threads=0
     )
     calls.team.add("worker", Fake(soon))
     calls.read(np.arange(2))

@@ -4,6 +4,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from time import monotonic
 from typing import Any
 
 import jax
@@ -55,13 +56,15 @@ class Admission:
                 return f"{name} differs: {ours!r} here, {facts.get(name)!r} there"
         expected = self._digests()
         calls = {number: executor.submit(*self._asked(number)) for number in expected}
-        differ = [number for number, call in calls.items() if _digest(call) != expected[number]]
+        deadline = monotonic() + _LIMIT_S
+        got = {number: _digest(call, deadline - monotonic()) for number, call in calls.items()}
+        differ = [number for number, digest in got.items() if digest != expected[number]]
         if not differ:
             return None
         number = differ[0]
         return (
             f"{len(differ)} of {len(expected)} records differ, first record {number}: digest"
-            f" {expected[number]} here, {_digest(calls[number])} there"
+            f" {expected[number]} here, {got[number]} there"
         )
 
     def _digests(self) -> dict[int, str]:
@@ -107,8 +110,8 @@ def _add(digest: Any, value: Any) -> None:
             digest.update(f"{len(element)} ".encode() + bytes(element))
 
 
-def _digest(call: Future[Rows]) -> str:
+def _digest(call: Future[Rows], timeout_s: float) -> str:
     try:
-        return digest_of_rows(call.result(timeout=_LIMIT_S))
+        return digest_of_rows(call.result(timeout=max(0.0, timeout_s)))
     except Exception as error:  # of any kind, as it is of the worker
         return f"{type(error).__name__}: {error}"
