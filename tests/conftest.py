@@ -4,6 +4,7 @@ import gc
 import json
 import logging
 import os
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,10 @@ if few_optimizations and jax.__version__.startswith("0.10."):  # XLA aborts at f
     # time. Only the oldest Python has this JAX; the newer ones test the code generator of users.
     flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ.setdefault("XLA_FLAGS", flags)
+
+# A shell lets programs that it starts in the background ignore Ctrl-C, which tests send.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # TensorFlow then does not import Keras, which takes a quarter of the time that processes of tests
 # need to start. Tests of Keras layers import it.
