@@ -60,7 +60,7 @@ NOT_FOLLOWED = [
         "tests have Ray",
     ),
     (
-        "worker ... is refused, because it would give other batches.",
+        "worker ... is refused, because it has not shown that it gives the same batches.",
         "give it the same versions of libraries, functions and data as this process, and start it"
         " anew",
         "it is logged for the user of the cluster; test_service.py shows who is refused",

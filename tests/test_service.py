@@ -1,6 +1,7 @@
 """Decoding elsewhere: nothing that a worker does, or fails to do, changes what is read."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from datarax_tfds.service import admission, rows_format
 from datarax_tfds.service.admission import Admission
 from datarax_tfds.service.channel import Channel
 from datarax_tfds.service.dispatcher import Dispatcher
+from datarax_tfds.service.driver_process import DriverProcess
 from datarax_tfds.service.lent_files import BorrowedFiles, LentFiles, opened_in
 from datarax_tfds.service.object_stores import ObjectStores
 from datarax_tfds.service.pending_calls import Call, PendingCalls
@@ -367,6 +369,30 @@ def test_memory_of_the_channel_is_used_again_once_it_was_read_and_never_before()
     assert len(places) < 50  # of about 150; a file that is too small is made anew
     ours.close()
     theirs.close()
+
+
+def test_a_process_that_reads_nothing_any_more_keeps_no_thread_waiting():
+    ours, theirs = Channel.pair()
+    channel, other = Channel(ours, send_limit_s=1), Channel(theirs)
+
+    def fill():
+        while True:
+            channel.send({"kind": "call"}, [bytes(1000)])
+
+    with pytest.raises(BlockingIOError):
+        fill()
+    assert other.receive() is not None
+    channel.close()
+    other.close()
+
+
+def test_a_driver_that_is_stopped_ends_when_its_connection_is_full():
+    driver = DriverProcess({"address": "127.0.0.1:1"})
+    os.kill(driver.pid, signal.SIGSTOP)
+    while not driver.wait(0):
+        driver.send({"kind": "call"}, bytes(1000))
+    assert driver.receive() is None
+    assert "-9" in driver.end()
 
 
 def test_a_file_of_another_process_is_opened_only_if_it_is_the_one_that_was_lent():

@@ -7,6 +7,7 @@ that only the two processes have, so that it is written once, and is read where 
 import json
 import select
 import socket
+import struct
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -24,10 +25,14 @@ class Channel:
 
     Args:
         connection: A socket that keeps messages apart: of type `SOCK_SEQPACKET`.
+        send_limit_s: The longest that the other end may leave a full connection unread, in whole
+            seconds. By default, `send` waits for it.
     """
 
-    def __init__(self, connection: socket.socket):
+    def __init__(self, connection: socket.socket, *, send_limit_s: int = 0):
         self._socket = connection
+        limit = struct.pack("@ll", send_limit_s, 0)  # a timeval; 0 is no limit
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         self._sending = threading.Lock()
         self._lent, self._borrowed = LentFiles(), BorrowedFiles()
         self._readable = select.poll()
@@ -42,6 +47,7 @@ class Channel:
         """Sends a message, with the bytes of these buffers as its body.
 
         Raises:
+            BlockingIOError: The other end has read nothing for `send_limit_s`.
             OSError: The other end is closed.
         """
         buffers = views(body)

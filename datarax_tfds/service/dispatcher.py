@@ -189,7 +189,7 @@ class Dispatcher:
 def _refused(subject: str, name: str, reason: str) -> str:
     return error_message(
         subject,
-        f"worker {name} is refused, because it would give other batches.",
+        f"worker {name} is refused, because it has not shown that it gives the same batches.",
         reason=reason,
         fix="give it the same versions of libraries, functions and data as this process, and start"
         " it anew",

@@ -1,6 +1,5 @@
 """Runs the process that talks to Ray for this one, and the connection to it."""
 
-import contextlib
 import json
 import os
 import pickle
@@ -17,6 +16,7 @@ from datarax_tfds.service.channel import Channel
 
 _DRIVER = (sys.executable, "-m", "datarax_tfds.service.ray_driver")
 _MAX_SHOWN = 500  # characters of what Ray says
+_SEND_LIMIT_S = 2  # one of its threads does nothing but read, so more is no matter of load
 _END_S = 30.0  # the longest that Ray may take to end
 
 
@@ -30,7 +30,7 @@ class DriverProcess:
 
     def __init__(self, settings: dict[str, Any]):
         ours, theirs = Channel.pair()
-        self._channel = Channel(ours)
+        self._channel = Channel(ours, send_limit_s=_SEND_LIMIT_S)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # `end` closes it
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603  # our own module
@@ -48,13 +48,23 @@ class DriverProcess:
                 start_new_session=True,
             )
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
     def send(self, message: dict[str, Any], values: Any) -> None:
         """Sends a message, and values by pickle.
 
-        Nothing is raised if the connection is broken: `receive` tells.
+        Nothing is raised if the connection is broken: `receive` tells. A process that reads nothing
+        any more is killed, because calls to its workers would wait for it.
         """
-        with contextlib.suppress(OSError):
+        try:
             self._channel.send(message, [pickle.dumps(values)])
+        except BlockingIOError:
+            self._process.kill()
+        except OSError:
+            pass
 
     def wait(self, timeout_s: float) -> bool:
         """Waits for a message, or for the end of the connection; returns whether one came."""
