@@ -72,7 +72,13 @@ NOT_FOLLOWED = [
         "it is logged; test_service_ray.py stops a cluster, and starts it again",
     ),
     (
-        "an object store has less room than what a worker may have under way.",
+        "it is not the file that was lent.",
+        "let that process write the file again",
+        "rows come through Ray then; test_service.py shows it",
+    ),
+    (
+        "the object store of ... has less room than what workers may have under way. Ray then writes"
+        " to its disk.",
         "use ray start --object-store-memory=..., or RayService(object_store_bytes=...) for a"
         " cluster that is started here",
         "it is logged, and about speed",
