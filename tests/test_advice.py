@@ -77,8 +77,8 @@ NOT_FOLLOWED = [
         "rows come through Ray then; test_service.py shows it",
     ),
     (
-        "the object store of ... has less room than what workers may have under way. Ray then writes"
-        " to its disk.",
+        "the object store of ... has less room than what workers may have under way. Ray then"
+        " writes to its disk.",
         "use ray start --object-store-memory=..., or RayService(object_store_bytes=...) for a"
         " cluster that is started here",
         "it is logged, and about speed",
