@@ -41,7 +41,6 @@ class Dispatcher:
         late_s: After how long a call to a worker is late. It is then given to another worker, too,
             and decoded here.
         threads: How many calls are decoded here at once.
-        record_bytes: The size of a decoded record; 0 if it is not known.
     """
 
     def __init__(
@@ -54,9 +53,7 @@ class Dispatcher:
         *,
         late_s: float,
         threads: int | None = None,
-        record_bytes: int = 0,
     ):
-        self.record_bytes = record_bytes
         self._read = read
         self._fits = fits
         self._admission = admission

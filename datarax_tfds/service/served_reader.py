@@ -65,7 +65,6 @@ class ServedReader:
             reader.timings,
             late_s=late_s,
             threads=threads,
-            record_bytes=reader.record_bytes,
         )
         self.read = self.dispatcher.read
 
