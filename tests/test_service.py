@@ -1,7 +1,6 @@
 """Decoding elsewhere: nothing that a worker does, or fails to do, changes what is read."""
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -10,6 +9,7 @@ from subprocess import PIPE
 
 import jax
 import numpy as np
+import psutil
 import pytest
 from checkout import GUARD_S, ROOT
 from hypothesis import given
@@ -388,7 +388,10 @@ def test_a_process_that_reads_nothing_any_more_keeps_no_thread_waiting():
 
 def test_a_driver_that_is_stopped_ends_when_its_connection_is_full():
     driver = DriverProcess({"address": "127.0.0.1:1"})
-    os.kill(driver.pid, signal.SIGSTOP)
+    [process] = [
+        each for each in psutil.Process().children() if "ray_driver" in " ".join(each.cmdline())
+    ]
+    process.suspend()
     while not driver.wait(0):
         driver.send({"kind": "call"}, bytes(1000))
     assert driver.receive() is None

@@ -16,7 +16,7 @@ from datarax_tfds.service.channel import Channel
 
 _DRIVER = (sys.executable, "-m", "datarax_tfds.service.ray_driver")
 _MAX_SHOWN = 500  # characters of what Ray says
-_SEND_LIMIT_S = 2  # one of its threads does nothing but read, so more is no matter of load
+_SEND_LIMIT_S = 2  # one of its threads only reads, so a busy machine does not need more
 _END_S = 30.0  # the longest that Ray may take to end
 
 
@@ -47,11 +47,6 @@ class DriverProcess:
                 # A Ctrl-C is for the program that trains, which may save before it ends.
                 start_new_session=True,
             )
-
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-        return self._process.pid
 
     def send(self, message: dict[str, Any], values: Any) -> None:
         """Sends a message, and values by pickle.
