@@ -348,6 +348,16 @@ def test_what_is_neither_bytes_nor_an_array_is_not_written_as_if_it_were(value):
         rows_format.written({"x": column})
 
 
+@pytest.mark.parametrize(("capacities", "parallel"), [
+    ([], 3), ([1], 4), ([2], 4), ([2, 2], 5), ([5, 1], 8),
+])  # fmt: skip
+def test_a_batch_is_cut_into_calls_for_all_threads_and_workers(capacities, parallel):
+    team = dispatcher(threads=3).team
+    for number, capacity in enumerate(capacities):
+        team.add(f"worker {number}", Fake(soon, capacity=capacity))
+    assert team.parallel == parallel
+
+
 def test_memory_of_the_channel_is_used_again_once_it_was_read_and_never_before():
     ours, theirs = map(Channel, Channel.pair())
     random, held, places = np.random.default_rng(0), [], set()

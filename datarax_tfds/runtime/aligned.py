@@ -27,7 +27,7 @@ def aligned(
 
 
 def concatenated(columns: Sequence[np.ndarray]) -> np.ndarray:
-    """Arrays `[n, ...]` of equal dtypes, one after the other."""
+    """Joins arrays `[n, ...]` of one dtype along their first axis, as `np.concatenate` does."""
     first = columns[0]
     if first.dtype.hasobject:
         return np.concatenate(columns)

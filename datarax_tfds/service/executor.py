@@ -19,7 +19,7 @@ class Executor(Protocol):
         from concurrent.futures import ThreadPoolExecutor
 
         class Threads:
-            capacity = 4
+            capacity = 5    # one call waits while four run
 
             def __init__(self, source):    # a source of the same config, for example
                 self._pool = ThreadPoolExecutor(4)

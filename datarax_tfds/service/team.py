@@ -54,9 +54,11 @@ class Team:
 
     @property
     def parallel(self) -> int:
-        """How many calls keep all of them busy, when one call of each worker may wait for others.
+        """How many calls keep the threads and the workers busy.
 
-        Fewer calls are larger ones, and each costs a worker of Ray 2 ms beside its records.
+        One call of each worker is not counted, since it only waits for the others: a batch that is
+        cut into fewer calls has larger ones, and each call costs a worker the same beside its
+        records.
         """
         capacities = (each.executor.capacity for each in self.members)
         return self._threads + sum(max(1, capacity - 1) for capacity in capacities)
