@@ -1,7 +1,7 @@
 """Says what a script is doing, from its first moment on: its imports alone take seconds.
 
-Import it before everything else. Of the processes of a job, only process 0 says anything. It
-imports TensorFlow itself, without the notes that TensorFlow prints of the processor.
+Import it before everything else. Of the processes of a job, only process 0 says anything. This
+module imports TensorFlow, and leaves out the notes on the processor that TensorFlow prints.
 """
 
 import atexit

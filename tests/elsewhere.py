@@ -44,7 +44,7 @@ def large(record):
 
 
 def tokens(record):
-    """Keeps what varies in length."""
+    """Returns tokens, whose number varies from record to record."""
     hold_the_interpreter(200_000)
     return {"id": record["id"], "tokens": record["tokens"]}
 

@@ -1,4 +1,4 @@
-"""A call reaches the worker that was admitted or fails, whatever becomes of Ray."""
+"""When Ray or a worker ends, each call still goes to the worker that was admitted, or fails."""
 
 import queue
 import threading

@@ -75,7 +75,7 @@ def _run(name: str, words: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        # Not imported here, which imports JAX: without it, no error has a fix.
+        # Looked up, because importing it would import JAX. Without it, no error has a fix.
         checks = sys.modules.get("sharding.checks")
         if checks is not None and checks.fix_of(error) is not None:
             sys.stderr.write(f"{error}\n")

@@ -129,10 +129,8 @@ class Measured:
 
 def measured(stream: Stream, seconds: float, step_ms: float | None) -> Measured:
     """Reads batches for some seconds in this process."""
-    split, total = (
-        f"{stream.config.name}:{stream.config.split}",
-        seconds * (1 if step_ms is None else 2),
-    )
+    split = f"{stream.config.name}:{stream.config.split}"
+    total = seconds * (1 if step_ms is None else 2)
     doing(f"reading {split} with {_cores_here()} of the cores, for {total:g} s")
     begun = time.perf_counter()
     pipeline = stream.pipeline()

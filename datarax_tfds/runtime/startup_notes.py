@@ -34,7 +34,7 @@ def without_startup_notes(printed: bytes) -> bytes:
 
 
 def may_become_note(line: bytes) -> bool:
-    """Whether the beginning of a line may be that of a note."""
+    """Whether this, with more to come, may become a line that is a note."""
     return any(line.startswith(start[: len(line)]) for start in _STARTS)
 
 
@@ -43,8 +43,8 @@ def startup_notes_left_out() -> Iterator[None]:
     """Holds back what is written to the standard error, then writes it without the notes.
 
     Only for a program that has one thread and no child processes yet, because what others write
-    meanwhile is held back, too. What is held back is lost if the process is killed. That a
-    processor lacks instructions, for which TensorFlow aborts, JAX says by an exception.
+    meanwhile is held back, too. What is held back is lost if the process is killed. TensorFlow
+    aborts on a processor that lacks instructions; import JAX first, which raises an error then.
     """
     sys.stderr.flush()
     stderr = os.dup(2)

@@ -16,7 +16,7 @@ import numpy as np
 
 from datarax_tfds.service.lent_files import BorrowedFiles, LentFiles, Loan, views
 
-_MAX_MESSAGE = 64 << 10  # of a system's least limit of 200 KiB
+_MAX_MESSAGE = 64 << 10  # Linux sends messages of up to 200 KiB
 _MAX_INLINE = 16 << 10  # bytes of a body that is sent within the message
 
 
@@ -70,7 +70,9 @@ class Channel:
             socket.send_fds(self._socket, [packet], descriptors)
 
     def wait(self, timeout_s: float) -> bool:
-        """Waits for a message, or for the end of the connection; returns whether one came."""
+        """Waits until there is a message, or the connection has ended. Returns False if neither
+        happens for `timeout_s` seconds.
+        """
         return bool(self._readable.poll(timeout_s * 1000))
 
     def receive(self) -> tuple[dict[str, Any], np.ndarray] | None:

@@ -62,7 +62,7 @@ class DriverProcess:
             pass
 
     def wait(self, timeout_s: float) -> bool:
-        """Waits for a message, or for the end of the connection; returns whether one came."""
+        """Waits for a message: see `Channel.wait`."""
         return self._channel.wait(timeout_s)
 
     def receive(self) -> tuple[dict[str, Any], np.ndarray] | None:

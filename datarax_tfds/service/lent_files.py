@@ -11,6 +11,7 @@ import queue
 import secrets
 import threading
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,21 +88,23 @@ class LentFiles:
         self._free: list[LentFile] = []
 
     def take(self, size: int) -> LentFile:
-        """A file that the other process does not read: the smallest that is large enough, else the
-        largest.
+        """Returns a file that the other process does not read: the smallest with room for so many
+        bytes; else the largest, which `write` replaces.
         """
         with self._lock:
             if not self._free:
                 self._files.append(LentFile(len(self._files)))
                 return self._files[-1]
+            self._free.sort(key=attrgetter("capacity"))
             large = [file for file in self._free if file.capacity >= size]
-            capacity = lambda file: file.capacity  # noqa: E731
-            file = min(large, key=capacity) if large else max(self._free, key=capacity)
+            file = large[0] if large else self._free[-1]
             self._free.remove(file)
             return file
 
     def take_back(self, numbers: Sequence[int]) -> None:
-        """Uses files again that the other process has read: see `BorrowedFiles.read`."""
+        """Frees files that the other process has read. `numbers` are what its
+        `BorrowedFiles.read` returned.
+        """
         with self._lock:
             for number in numbers:
                 file = self._files[number if number >= 0 else ~number]

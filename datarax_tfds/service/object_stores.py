@@ -59,7 +59,8 @@ class ObjectStores:
             self._largest.pop(key, None)
 
     def shortage(self, key: str, size: int, workers: int) -> Shortage | None:
-        """The store that lacks the most room; None also if neither argument is larger than before.
+        """Returns the store that lacks the most room; None if all have enough. An answer is given
+        once: None, too, if neither `size` nor `workers` is larger than in an earlier call.
 
         Args:
             key: Names the reader.

@@ -64,7 +64,7 @@ class PendingCalls:
             call.future.set_result(found)
 
     def answer_error(self, number: int, why: str) -> None:
-        """Lets a call fail, unless it has failed before."""
+        """Lets a call fail with what its worker said, unless it has failed before."""
         if (call := self._taken(number)) is not None:
             call.future.set_exception(RuntimeError(why))
 

@@ -56,7 +56,7 @@ class Driver:
         self._failures = 0
         self._wanted = 0
         self._started = 0
-        self._answered: float | None = None  # when it did last, once connected
+        self._answered: float | None = None  # when the cluster did last, once connected
 
     def run(self) -> None:
         """Connects, and works until the connection to either side ends."""
@@ -120,7 +120,7 @@ class Driver:
         self._events.put(self._end)
 
     def _look(self) -> None:
-        """Ends the process if the cluster or the parent is gone, since neither may say so."""
+        """Ends this process when the cluster or the parent is gone, which neither may announce."""
         parent = self._settings["parent"]
         while os.getppid() == parent:
             if self._answered is not None and time.monotonic() - self._answered > _ANSWER_S:
@@ -246,7 +246,7 @@ class Driver:
             self._workers[number].forget.remote(key, refusal)
 
     def _on_far(self, worker: int, **_: Any) -> None:
-        """Lets rows of a worker come through Ray: its memory cannot be read."""
+        """Lets rows of a worker come through Ray, because the parent cannot read its memory."""
         self._near.pop(worker, None)
 
     def _on_call(

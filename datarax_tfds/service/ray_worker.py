@@ -17,7 +17,7 @@ from datarax_tfds.service.rows_format import written
 # What a worker runs at once: two calls, so that one is there when the other is sent; and a
 # question about its status.
 CALLS, THREADS = 2, 3
-_MIN_LENT = 100 << 10  # bytes of rows; Ray sends as many with its answer
+_MIN_LENT = 100 << 10  # bytes of rows; Ray sends fewer with its answer, without its store
 _RATE_S = 10.0  # over which records are counted for the rate
 
 
@@ -88,7 +88,7 @@ class RayWorker:
             key: Names the reader.
             numbers: See `Executor`.
             keys: See `Executor`.
-            returned: The files of earlier calls that were read.
+            returned: Earlier files that were read: see `LentFiles.take_back`.
 
         Returns:
             The file with the rows, in the format of `rows_format`, and its descriptor in this

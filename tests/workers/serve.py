@@ -49,7 +49,7 @@ MESHES = {
     2: {"all", "explicit", "reversed", "one device each", CROSSING},
     4: {"all", CROSSING},
 }
-# What programs of a caller's own do is compiled in each process, which takes longest: in two.
+# Only the job of two processes compiles programs of a caller's own, because that takes longest.
 WITHIN_JIT = {("all", "sharded"), (CROSSING, "replicated")}
 SIZE, STEPS = 60, 4  # divides over 1 to 6 devices; the second batch ends the first epoch
 
