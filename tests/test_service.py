@@ -281,6 +281,17 @@ def test_corrupt_records_are_no_canaries():
     assert len(worker.calls) == 15
 
 
+def test_a_worker_is_refused_where_no_record_can_be_compared():
+    def damaged(numbers, keys=None):
+        raise ValueError("corrupt")
+
+    calls = dispatcher(read=damaged)
+    reason = calls.consider("worker", worker := Fake(soon, capacity=16)).result()
+    assert reason == "no record that could be compared is sound here"
+    assert not worker.calls
+    assert not calls.team.members
+
+
 def test_workers_are_looked_for_at_the_first_read_only():
     started: list = []
     calls = dispatcher(threads=1)
