@@ -1,5 +1,6 @@
 """Decoding elsewhere: nothing that a worker does, or fails to do, changes what is read."""
 
+import json
 import os
 import subprocess
 import sys
@@ -388,6 +389,21 @@ def test_memory_of_the_channel_is_used_again_once_it_was_read_and_never_before()
         ours.send({"kind": "says what was read"})
         theirs.receive()
     assert len(places) < 50  # of about 150; a file that is too small is made anew
+    ours.close()
+    theirs.close()
+
+
+def test_messages_and_bodies_of_a_cluster_of_many_machines_come_through_the_channel():
+    stores = [(f"machine-{number}.example.org", 10**11, 96, not number) for number in range(5000)]
+    ours, theirs = map(Channel, Channel.pair())
+    theirs.send({"kind": "connected"}, [json.dumps(stores).encode()])
+    received = ours.receive()
+    assert received is not None
+    found = ObjectStores(calls=2)
+    found.connected(json.loads(received[1].tobytes()))
+    shortage = found.shortage("reader", 10**9, 9)
+    assert shortage is not None
+    assert shortage.needed == 2 * 96 * 10**9
     ours.close()
     theirs.close()
 

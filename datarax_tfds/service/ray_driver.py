@@ -88,8 +88,8 @@ class Driver:
                 "kind": "connected",
                 "address": ray.get_runtime_context().gcs_address,
                 "token": os.environ.get("RAY_AUTH_MODE", "").lower() == "token",
-                "stores": self._stores(),
-            }
+            },
+            [json.dumps(self._stores()).encode()],  # of a thousand machines, too long for a message
         )
         threading.Thread(target=self._receive, daemon=True).start()
         threading.Thread(target=self._ask, daemon=True).start()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import logging
 import os
 import platform
@@ -258,7 +259,7 @@ class RayEngine:
         getattr(self, f"_on_{message.pop('kind')}")(driver, body, **message)
 
     def _on_connected(
-        self, driver: DriverProcess, _body: Any, address: str, token: bool, stores: list[Any]
+        self, driver: DriverProcess, stores: np.ndarray, address: str, token: bool
     ) -> None:
         _log.info("service: connected to Ray at %s", address)
         self._said.discard("connection")
@@ -273,7 +274,7 @@ class RayEngine:
                     " ~/.ray/auth_token to all machines before ray start",
                 ),
             )
-        self._stores.connected(stores)
+        self._stores.connected(json.loads(stores.tobytes()))
         with self._lock:
             self._driver = driver
             joined = list(self._joined.items())
