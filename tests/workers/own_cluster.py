@@ -3,10 +3,12 @@
     own_cluster.py DATA_DIR PLACE STEPS
 
 The rows come through an object store of Ray that is too small for them.
-It notes in PLACE when workers are there and when they have been asked, and ends after STEPS steps.
+It notes in PLACE when workers are there and when they have been asked, and ends after STEPS steps,
+or when its parent has ended.
 """
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -40,7 +42,10 @@ logging.basicConfig(level=logging.WARNING, force=True)
 run = pipeline(RayService(workers=2, object_store_bytes=SMALL))
 local = pipeline(None)
 rounds_with_workers = 0
+parent = os.getppid()
 for _ in range(STEPS):
+    if os.getppid() != parent:
+        break  # tests that are killed end nothing
     # One after the other without a pause, in which the threads of this process would decode alone.
     batches = [run.step() for _ in range(4)]
     for batch in batches:
