@@ -256,8 +256,8 @@ FORBIDDEN = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "subprocess",
 # by import path. They load what this process sends, as all programs of Ray do, and no data.
 OF_WORKERS = {
     "description": {"pickle", "cloudpickle"},
+    "driver_process": {"pickle", "subprocess"},
     "ray_driver": {"pickle"},
-    "ray_engine": {"pickle", "subprocess"},
     "ray_worker": {"pickle"},
 }
 
