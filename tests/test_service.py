@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import Future, wait
 from subprocess import PIPE
 
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datarax_tfds.runtime.timings import WORKERS, Timings
-from datarax_tfds.service import admission, rows_format
+from datarax_tfds.service import rows_format
 from datarax_tfds.service.admission import Admission
 from datarax_tfds.service.channel import Channel
 from datarax_tfds.service.dispatcher import Dispatcher
@@ -249,26 +250,28 @@ def test_a_worker_that_would_give_other_bytes_is_refused_by_name(answer, facts, 
     assert says in caplog.text
 
 
-class Unanswered(Future):
-    """A call that is never answered, of which each wait is noted and takes no time."""
-
-    waited_s = 0.0
-
-    def result(self, timeout=None):
-        assert timeout is not None
-        Unanswered.waited_s += timeout
-        raise TimeoutError
-
-
-def test_all_records_that_a_worker_is_compared_by_have_one_limit(monkeypatch):
+@pytest.mark.parametrize(("answer", "admitted"), [(soon, 1), (failing, 0)])
+def test_a_worker_that_is_slow_while_it_is_compared_is_named_and_decided_later(
+    answer, admitted, caplog
+):
     worker = Fake(never, capacity=16)
-    worker.submit = lambda *_: Unanswered()
-    monkeypatch.setattr(Unanswered, "waited_s", 0.0)
-    monkeypatch.setattr(admission, "monotonic", lambda: Unanswered.waited_s)
-    reason = dispatcher().consider("stuck", worker).result()
-    assert reason is not None
-    assert "16 of 16 records differ" in reason
-    assert Unanswered.waited_s <= 60
+    calls = dispatcher(late_s=1e-3)
+    decided = calls.consider("slow", worker)
+    while "worker slow is not used yet" not in caplog.text:
+        time.sleep(0.01)
+    assert not decided.done()
+    assert not calls.team.members
+    for numbers, future in worker.calls:
+        answer(future, numbers)
+    assert (decided.result() is None) == bool(admitted)
+    assert len(calls.team.members) == admitted
+
+
+def test_workers_that_never_answer_do_not_keep_others_from_being_compared():
+    calls = dispatcher(late_s=1e-3)
+    for number in range(9):
+        calls.consider(f"stuck {number}", Fake(never, capacity=16))
+    assert calls.consider("worker", Fake(soon, capacity=16)).result() is None
 
 
 def test_corrupt_records_are_no_canaries():
@@ -436,8 +439,7 @@ def test_a_driver_that_is_stopped_ends_when_its_connection_is_full():
 
 
 def test_a_file_of_another_process_is_opened_only_if_it_is_the_one_that_was_lent():
-    file = LentFiles().take(9)
-    assert file.write([memoryview(b"123"), memoryview(b"456789")])
+    file = LentFiles().lend([memoryview(b"123"), memoryview(b"456789")])
     lender = os.getpid()
     borrowed = BorrowedFiles()
     token = file.loan.token
@@ -453,6 +455,19 @@ def test_a_file_of_another_process_is_opened_only_if_it_is_the_one_that_was_lent
         opened_in(lender, 10**6, token)
 
 
+def test_a_file_that_could_not_be_written_is_used_again(monkeypatch):
+    def full(descriptor, size):
+        raise OSError("no space is left")
+
+    lent = LentFiles()
+    with monkeypatch.context() as limited:
+        limited.setattr(os, "truncate", full)
+        with pytest.raises(OSError, match="no space"):
+            lent.lend([memoryview(b"123")])
+    assert lent.lend([memoryview(b"123")]).loan.number == 0
+    lent.close()
+
+
 FORKS = """
 import os
 from datarax_tfds.service.lent_files import BorrowedFiles, LentFiles, opened_in
@@ -460,8 +475,7 @@ from datarax_tfds.service.lent_files import BorrowedFiles, LentFiles, opened_in
 lent, borrowed, lender = LentFiles(), BorrowedFiles(), os.getpid()
 
 def lend(content):
-    file = lent.take(len(content))
-    file.write([memoryview(content)])
+    file = lent.lend([memoryview(content)])
     return borrowed.borrow(
         file.loan, lambda: opened_in(lender, file.descriptor, file.loan.token)
     )
@@ -491,8 +505,7 @@ def test_a_forked_child_keeps_the_rows_that_its_parent_had_when_it_forked():
 @pytest.mark.parametrize("line", range(5))
 def test_threads_that_ask_at_once_what_was_read_do_not_wait_for_each_other(line):
     lent, borrowed, lender, found = LentFiles(), BorrowedFiles(), os.getpid(), []
-    file = lent.take(9)
-    file.write([memoryview(b"123456789")])
+    file = lent.lend([memoryview(b"123456789")])
     borrowed.borrow(file.loan, lambda: opened_in(lender, file.descriptor, file.loan.token))
 
     def ask():

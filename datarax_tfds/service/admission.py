@@ -4,7 +4,6 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from time import monotonic
 from typing import Any
 
 import jax
@@ -14,7 +13,6 @@ from datarax_tfds.runtime.copying import not_copied
 from datarax_tfds.service.executor import Executor, Rows
 
 CANARIES = 16
-_LIMIT_S = 60.0  # for the answer to all of them
 
 
 @not_copied
@@ -43,31 +41,40 @@ class Admission:
         self._lock = threading.Lock()
         self._expected: dict[int, str] | None = None
 
-    def refusal(self, executor: Executor, facts: Mapping[str, str] | None) -> str | None:
-        """Why a worker cannot be used; None if it can.
+    def compare(self, executor: Executor, facts: Mapping[str, str] | None) -> Future[str | None]:
+        """Compares a worker with this process, once it has decoded some records.
 
         Args:
             executor: The worker.
             facts: What it says of itself; None if only its rows are compared.
+
+        Returns:
+            Why the worker cannot be used; None if it can.
         """
-        for name, ours in self._facts.items() if facts is not None else ():
-            assert facts is not None
+        compared: Future[str | None] = Future()
+        differing = None if facts is None else self._differing_fact(facts)
+        expected = {} if differing is not None else self._digests()
+        if not expected:
+            compared.set_result(differing or "no record that could be compared is sound here")
+            return compared
+        calls = {number: executor.submit(*self._asked(number)) for number in expected}
+        unanswered = iter(range(len(calls) - 1))
+
+        def answered(_: Future[Rows]) -> None:
+            with self._lock:
+                is_last = next(unanswered, None) is None
+            if is_last:
+                compared.set_result(_difference(expected, calls))
+
+        for call in calls.values():
+            call.add_done_callback(answered)
+        return compared
+
+    def _differing_fact(self, facts: Mapping[str, str]) -> str | None:
+        for name, ours in self._facts.items():
             if facts.get(name) != ours:
                 return f"{name} differs: {ours!r} here, {facts.get(name)!r} there"
-        expected = self._digests()
-        if not expected:
-            return "no record that could be compared is sound here"
-        calls = {number: executor.submit(*self._asked(number)) for number in expected}
-        deadline = monotonic() + _LIMIT_S
-        got = {number: _digest(call, deadline - monotonic()) for number, call in calls.items()}
-        differ = [number for number, digest in got.items() if digest != expected[number]]
-        if not differ:
-            return None
-        number = differ[0]
-        return (
-            f"{len(differ)} of {len(expected)} records differ, first record {number}: digest"
-            f" {expected[number]} here, {got[number]} there"
-        )
+        return None
 
     def _digests(self) -> dict[int, str]:
         """The digests of some records from all over the split, without corrupt ones, by number."""
@@ -112,8 +119,20 @@ def _add(digest: Any, value: Any) -> None:
             digest.update(f"{len(element)} ".encode() + bytes(element))
 
 
-def _digest(call: Future[Rows], timeout_s: float) -> str:
+def _difference(expected: Mapping[int, str], calls: Mapping[int, Future[Rows]]) -> str | None:
+    got = {number: _digest(call) for number, call in calls.items()}
+    differ = [number for number, digest in got.items() if digest != expected[number]]
+    if not differ:
+        return None
+    number = differ[0]
+    return (
+        f"{len(differ)} of {len(expected)} records differ, first record {number}: digest"
+        f" {expected[number]} here, {got[number]} there"
+    )
+
+
+def _digest(call: Future[Rows]) -> str:
     try:
-        return digest_of_rows(call.result(timeout=max(0.0, timeout_s)))
+        return digest_of_rows(call.result())
     except Exception as error:  # of any kind, as it is of the worker
         return f"{type(error).__name__}: {error}"

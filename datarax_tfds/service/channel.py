@@ -56,9 +56,8 @@ class Channel:
         if size <= _MAX_INLINE:
             self._send(envelope, b"".join(buffers))
             return
-        file = self._lent.take(size)
-        replaced = file.write(buffers)
-        descriptors = [file.descriptor] if replaced else []
+        file = self._lent.lend(buffers)
+        descriptors = [file.descriptor] if file.is_new else []
         self._send(envelope | {"loan": file.loan}, descriptors=descriptors)
 
     def _send(

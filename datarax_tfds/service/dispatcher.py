@@ -10,7 +10,7 @@ import numpy as np
 from datarax_tfds.runtime.copying import not_copied
 from datarax_tfds.runtime.threads import ThreadPool, decoding_threads
 from datarax_tfds.runtime.timings import WORKERS, Timings
-from datarax_tfds.service.admission import Admission
+from datarax_tfds.service.admission import CANARIES, Admission
 from datarax_tfds.service.executor import Executor, Rows
 from datarax_tfds.service.team import Member, Team
 from sharding.checks import error_message
@@ -163,20 +163,35 @@ class Dispatcher:
         Returns:
             Why it is refused; None if it is not.
         """
-        return self._admitting.submit(self._consider, name, executor, facts)
+        decided: Future[str | None] = Future()
+        self._admitting.submit(self._consider, name, executor, facts, decided)
+        return decided
 
     def _consider(
-        self, name: str, executor: Executor, facts: Mapping[str, str] | None
-    ) -> str | None:
+        self,
+        name: str,
+        executor: Executor,
+        facts: Mapping[str, str] | None,
+        decided: Future[str | None],
+    ) -> None:
+        def decide(compared: Future[str | None]) -> None:
+            if (reason := compared.result()) is None:
+                self.team.add(name, executor)
+            else:
+                self.refuse(name, reason)
+            decided.set_result(reason)
+
         try:
-            reason = self._admission.refusal(executor, facts)
+            compared = self._admission.compare(executor, facts)
         except Exception as error:  # of any kind, as it is of the worker
-            reason = f"{type(error).__name__}: {error}"
-        if reason is None:
-            self.team.add(name, executor)
-        else:
-            self.refuse(name, reason)
-        return reason
+            compared = Future()
+            compared.set_result(f"{type(error).__name__}: {error}")
+        compared.add_done_callback(decide)
+        limit_s = CANARIES * self._late_s
+        if wait([compared], timeout=limit_s).not_done:
+            says = "%s: worker %s is not used yet: for %g s it has not decoded the %d records by"
+            says += " which it is compared with this process"
+            _log.warning(says, self._subject, name, limit_s, CANARIES)
 
     def refuse(self, name: str, reason: str) -> None:
         """Says that a worker is not used, and why."""

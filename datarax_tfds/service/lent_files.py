@@ -40,11 +40,13 @@ class LentFile:
     Attributes:
         descriptor: Of the open file.
         loan: What to send to the other process.
+        is_new: Whether the other process has not opened it yet.
     """
 
     def __init__(self, number: int):
         self.descriptor = -1
         self.loan = Loan(number, "", 0)
+        self.is_new = True
         self._memory = np.empty(0, np.uint8)
 
     @property
@@ -52,11 +54,11 @@ class LentFile:
         """How many bytes it has room for."""
         return len(self._memory)
 
-    def write(self, buffers: Sequence[memoryview]) -> bool:
-        """Writes buffers, one after the other; returns whether the file had to be replaced."""
+    def write(self, buffers: Sequence[memoryview]) -> None:
+        """Writes buffers, one after the other, into a new file if this one has no room for them."""
         size = sum(map(len, buffers))
-        replaced = size > self.capacity
-        if replaced:
+        self.is_new = size > self.capacity
+        if self.is_new:
             self.close()
             token = secrets.token_hex(8)
             self.descriptor = os.memfd_create(_name(token))
@@ -69,7 +71,6 @@ class LentFile:
             stop = start + len(buffer)
             self._memory[start:stop] = buffer  # without the interpreter's lock
             start = stop
-        return replaced
 
     def close(self) -> None:
         """Closes the file, so that it is never written again. Others may still read it."""
@@ -87,10 +88,22 @@ class LentFiles:
         self._files: list[LentFile] = []  # by number
         self._free: list[LentFile] = []
 
-    def take(self, size: int) -> LentFile:
-        """Returns a file that the other process does not read: the smallest with room for so many
-        bytes; else the largest, which `write` replaces.
+    def lend(self, buffers: Sequence[memoryview]) -> LentFile:
+        """Writes buffers into a file that the other process does not read.
+
+        Raises:
+            OSError: The system has no room for the file.
         """
+        file = self._taken(sum(map(len, buffers)))
+        try:
+            file.write(buffers)
+        except BaseException:
+            self.take_back([~file.loan.number])
+            raise
+        return file
+
+    def _taken(self, size: int) -> LentFile:
+        """The smallest free file with room for so many bytes; else the largest, to replace it."""
         with self._lock:
             if not self._free:
                 self._files.append(LentFile(len(self._files)))

@@ -198,6 +198,7 @@ class Driver:
     def _died(self, worker: int, error: Exception) -> None:
         if self._workers.pop(worker, None) is None:
             return  # known already
+        self._names.pop(worker, None)
         self._near.pop(worker, None)
         self._channel.send({"kind": "gone", "worker": worker, "why": _shown(error)})
         self._failures += 1
@@ -211,7 +212,10 @@ class Driver:
 
         if isinstance(place, Exception):
             return
-        self._names[worker] = f"{place['node']}, pid {place['pid']}"
+        name = f"{place['node']}, pid {place['pid']}"
+        if name in self._names.values():  # as in containers, which may be equal in both
+            name += f", worker {worker}"
+        self._names[worker] = name
         if place["ray_node"] == ray.get_runtime_context().get_node_id():
             self._near[worker] = place["pid"]
         self._failures = 0

@@ -97,11 +97,9 @@ class RayWorker:
         self._lent.take_back(returned)
         rows = self.read(key, numbers, keys)
         buffers = views(written(rows))
-        size = sum(map(len, buffers))
-        if size < _MIN_LENT:
+        if sum(map(len, buffers)) < _MIN_LENT:
             return rows
-        file = self._lent.take(size)
-        file.write(buffers)
+        file = self._lent.lend(buffers)
         return file.loan, file.descriptor
 
     def status(self) -> dict[str, Any]:
