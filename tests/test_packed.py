@@ -566,7 +566,7 @@ class InProcess:
 
     def submit(self, numbers, keys):
         answer = Future()
-        sent = b"".join(map(bytes, written(self.worker.read("docs", numbers, keys))))
+        sent = b"".join(map(bytes, written(*self.worker.read("docs", numbers, keys))))
         answer.set_result(read(np.frombuffer(sent, np.uint8)))
         return answer
 

@@ -2,12 +2,15 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import Future, wait
 from subprocess import PIPE
+from types import SimpleNamespace
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -19,13 +22,14 @@ from hypothesis import strategies as st
 
 from datarax_tfds.runtime.timings import WORKERS, Timings
 from datarax_tfds.service import rows_format
-from datarax_tfds.service.admission import Admission
+from datarax_tfds.service.admission import Admission, digest_of_rows
 from datarax_tfds.service.channel import Channel
 from datarax_tfds.service.dispatcher import Dispatcher
 from datarax_tfds.service.driver_process import DriverProcess
 from datarax_tfds.service.lent_files import BorrowedFiles, LentFiles, opened_in
 from datarax_tfds.service.object_stores import ObjectStores
 from datarax_tfds.service.pending_calls import Call, PendingCalls
+from datarax_tfds.service.ray_worker import RayWorker
 from datarax_tfds.service.served_reader import misfit
 
 NEVER = 1e5  # seconds after which a call would be late
@@ -353,6 +357,47 @@ def test_rows_come_through_the_channel_as_they_are_and_as_views():
     theirs.close()
     assert ours.receive() is None
     ours.close()
+
+
+def test_rows_in_parts_are_read_as_one():
+    whole = {name: column for name, column in ROWS.items() if name != "flag"}
+    parts = [jax.tree.map(lambda column: column[at : at + 1], whole) for at in range(3)]  # 1, 1, 0
+    body = b"".join(map(bytes, rows_format.written(*parts)))
+    rows = rows_format.read(np.frombuffer(body, np.uint8))
+    assert digest_of_rows(rows) == digest_of_rows(whole)
+
+
+class Megabytes:
+    """Describes records of 3 MiB, and is their reader, which notes what it reads."""
+
+    split = SimpleNamespace(dataset="large", ranges="train", fingerprint_of_all="")
+    versions: ClassVar = {}
+    user_code = None
+    record_bytes = 3 << 20
+    calls: ClassVar[list] = []
+
+    def opened(self):
+        return self
+
+    def read(self, numbers, keys):
+        self.calls.append((numbers.tolist(), keys.tolist()))
+        return decoded(numbers)
+
+
+def test_a_worker_decodes_a_large_call_in_parts():
+    worker = RayWorker("test")
+    worker.open("large", pickle.dumps(Megabytes()))
+    numbers = np.arange(5)
+    parts = worker.read("large", numbers, np.stack([numbers, numbers], axis=1))
+    assert Megabytes.calls == [
+        ([0, 1], [[0, 0], [1, 1]]),
+        ([2, 3], [[2, 2], [3, 3]]),
+        ([4], [[4, 4]]),
+    ]
+    np.testing.assert_array_equal(
+        np.concatenate([part["x"] for part in parts]), decoded(numbers)["x"]
+    )
+    assert worker.status()["records"] == 5
 
 
 @pytest.mark.parametrize("value", [[1, 2], "text", 3, None])

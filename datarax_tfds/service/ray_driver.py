@@ -261,8 +261,8 @@ class Driver:
         def use(_: int, answer: Any) -> None:
             if isinstance(answer, Exception):
                 self._channel.send({"kind": "failed", "number": number, "why": _shown(answer)})
-            elif isinstance(answer, dict):
-                self._channel.send({"kind": "rows", "number": number}, written(answer))
+            elif isinstance(answer, list):
+                self._channel.send({"kind": "rows", "number": number}, written(*answer))
             else:
                 loan, descriptor = answer
                 place = {"pid": near, "descriptor": descriptor}

@@ -45,7 +45,9 @@ class Described(Protocol):
     """Describes what workers open. It is sent to them by pickle, and they call `opened`."""
 
     def opened(self) -> Any:
-        """Returns an object with `read`, as of a `RecordReader`, and what `facts_of` needs."""
+        """Returns an object with `read` and `record_bytes`, as of a `RecordReader`, and what
+        `facts_of` needs.
+        """
         ...
 
 

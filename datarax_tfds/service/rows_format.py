@@ -1,5 +1,6 @@
 """Writes rows as plain bytes, and reads them without copying. They hold values, and no code."""
 
+import itertools
 import json
 from typing import Any
 
@@ -9,35 +10,46 @@ from datarax_tfds.runtime.aligned import ALIGNMENT
 from datarax_tfds.service.executor import Rows
 
 
-def written(rows: Rows) -> list[Any]:
-    """Buffers that hold rows: a layout in JSON, its length before it, and then the arrays."""
+def written(*parts: Rows) -> list[Any]:
+    """Buffers that hold rows: a layout in JSON, its length before it, and then the arrays.
+
+    Args:
+        parts: Rows that were decoded one part after the other. They are read as one.
+    """
     buffers: list[Any] = []
     place = 0
 
-    def put(buffer: Any) -> int:
+    def put(*raw: Any) -> int:
         nonlocal place
         gap = -place % ALIGNMENT
-        buffers.extend([bytes(gap), buffer])
+        buffers.extend([bytes(gap), *raw])
         start = place + gap
-        place = start + memoryview(buffer).nbytes
+        place = start + sum(memoryview(each).nbytes for each in raw)
         return start
 
-    def layout(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {"parts": {name: layout(each) for name, each in value.items()}}
-        if not isinstance(value, np.ndarray):
-            return {"bytes": len(value), "at": put(value)}
-        if value.dtype.kind == "O":
-            return {"shape": value.shape, "elements": [layout(each) for each in value.flat]}
-        # As uint8, because dtypes such as bfloat16 have no buffer.
-        raw = np.ascontiguousarray(value).reshape(-1).view(np.uint8) if value.size else b""
+    def layout(*values: Any) -> Any:
+        first = values[0]
+        if isinstance(first, dict):
+            names = first.keys()
+            return {"parts": {name: layout(*(each[name] for each in values)) for name in names}}
+        if not isinstance(first, np.ndarray):
+            return {"bytes": len(first), "at": put(first)}
+        shape = (sum(map(len, values)), *first.shape[1:]) if len(values) > 1 else first.shape
+        if first.dtype.kind == "O":
+            elements = itertools.chain.from_iterable(each.flat for each in values)
+            return {"shape": shape, "elements": [layout(each) for each in elements]}
         # The name has no byte order, but `str` does not know bfloat16.
-        dtype = value.dtype.name if value.dtype.isnative else value.dtype.str
-        return {"shape": value.shape, "dtype": dtype, "at": put(raw)}
+        dtype = first.dtype.name if first.dtype.isnative else first.dtype.str
+        return {"shape": shape, "dtype": dtype, "at": put(*map(_raw, values))}
 
-    text = json.dumps(layout(rows)).encode()
+    text = json.dumps(layout(*parts)).encode()
     text += b" " * (-(len(text) + 8) % ALIGNMENT)
     return [len(text).to_bytes(8, "little"), text, *buffers]
+
+
+def _raw(array: np.ndarray) -> Any:
+    # As uint8, because dtypes such as bfloat16 have no buffer.
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8) if array.size else b""
 
 
 def read(body: np.ndarray) -> Rows:

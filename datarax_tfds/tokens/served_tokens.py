@@ -91,6 +91,8 @@ class DescribedTokens:
 class OpenedTokens:
     """Reads the tokens of documents in a worker, as a `RecordReader` reads records."""
 
+    record_bytes = 0  # they differ
+
     def __init__(self, reader: RecordReader, documents: Documents):
         self.split, self.versions, self.user_code = reader.split, reader.versions, reader.user_code
         self._documents = documents
