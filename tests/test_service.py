@@ -1,5 +1,6 @@
 """Decoding elsewhere: nothing that a worker does, or fails to do, changes what is read."""
 
+import gc
 import json
 import os
 import pickle
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import Future, wait
 from subprocess import PIPE
 from types import SimpleNamespace
@@ -238,7 +240,7 @@ def wrong_bytes(future, numbers):
     (soon, {"tensorflow": "2.20", "fingerprint": "ab"}, "tensorflow differs: '2.21' here, '2.20'"),
     (soon, {"tensorflow": "2.21"}, "fingerprint differs: 'ab' here, None there"),
     (wrong_bytes, None, "1 of 16 records differ, first record 33"),
-    (failing, None, "out of memory"),
+    (failing, None, "16 of 16 records were not decoded there, first record 0: RuntimeError: the"),
     (dying, None, "the connection is lost"),
 ])  # fmt: skip
 def test_a_worker_that_would_give_other_bytes_is_refused_by_name(answer, facts, says, caplog):
@@ -276,6 +278,34 @@ def test_workers_that_never_answer_do_not_keep_others_from_being_compared():
     for number in range(9):
         calls.consider(f"stuck {number}", Fake(never, capacity=16))
     assert calls.consider("worker", Fake(soon, capacity=16)).result() is None
+
+
+def test_a_worker_that_never_answers_keeps_nothing_alive():
+    compared, called = Fake(never, capacity=16), Fake(never)
+    calls = dispatcher(late_s=1e-3, read=(read := Reads()))
+    decided = calls.consider("compared", compared)
+    calls.team.add("called", called)
+    calls.read(np.arange(3))
+    while len(compared.calls) < 16:
+        time.sleep(0.01)
+    there = weakref.ref(calls), weakref.ref(read)
+    del calls, read
+    deadline = time.monotonic() + GUARD_S
+    while any(each() is not None for each in there):  # while a thread waits for the first answers
+        assert time.monotonic() < deadline
+        gc.collect()
+        time.sleep(0.01)
+    for worker in compared, called:
+        for numbers, future in worker.calls:
+            soon(future, numbers)
+    assert decided.result() is None
+
+
+class Reads:
+    """Decodes here, and can be referred to weakly."""
+
+    def __call__(self, numbers, keys=None):
+        return decoded(numbers)
 
 
 def test_corrupt_records_are_no_canaries():
@@ -398,6 +428,17 @@ def test_a_worker_decodes_a_large_call_in_parts():
         np.concatenate([part["x"] for part in parts]), decoded(numbers)["x"]
     )
     assert worker.status()["records"] == 5
+
+
+def test_a_call_for_no_records_is_answered():
+    worker = RayWorker("test")
+    worker.open("large", pickle.dumps(Megabytes()))
+    none = np.zeros(0, np.int64)
+    small = worker.lend("large", none, none, [])
+    assert isinstance(small, list)
+    for parts in (worker.read("large", none, none), small):
+        body = b"".join(map(bytes, rows_format.written(*parts)))
+        assert rows_format.read(np.frombuffer(body, np.uint8))["x"].shape == (0, 2)
 
 
 @pytest.mark.parametrize("value", [[1, 2], "text", 3, None])

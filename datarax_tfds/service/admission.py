@@ -58,10 +58,11 @@ class Admission:
             compared.set_result(differing or "no record that could be compared is sound here")
             return compared
         calls = {number: executor.submit(*self._asked(number)) for number in expected}
-        unanswered = iter(range(len(calls) - 1))
+        # Not those of `self`, which a worker that never answers would keep alive.
+        unanswered, lock = iter(range(len(calls) - 1)), threading.Lock()
 
         def answered(_: Future[Rows]) -> None:
-            with self._lock:
+            with lock:
                 is_last = next(unanswered, None) is None
             if is_last:
                 compared.set_result(_difference(expected, calls))
@@ -120,19 +121,17 @@ def _add(digest: Any, value: Any) -> None:
 
 
 def _difference(expected: Mapping[int, str], calls: Mapping[int, Future[Rows]]) -> str | None:
-    got = {number: _digest(call) for number, call in calls.items()}
-    differ = [number for number, digest in got.items() if digest != expected[number]]
-    if not differ:
-        return None
-    number = differ[0]
-    return (
-        f"{len(differ)} of {len(expected)} records differ, first record {number}: digest"
-        f" {expected[number]} here, {got[number]} there"
-    )
-
-
-def _digest(call: Future[Rows]) -> str:
-    try:
-        return digest_of_rows(call.result())
-    except Exception as error:  # of any kind, as it is of the worker
-        return f"{type(error).__name__}: {error}"
+    errors, differ = {}, {}
+    for number, call in calls.items():
+        try:
+            digest = digest_of_rows(call.result())
+        except Exception as error:  # of any kind, as it is of the worker
+            errors[number] = f"{type(error).__name__}: {error}"
+        else:
+            if digest != expected[number]:
+                differ[number] = f"digest {expected[number]} here, {digest} there"
+    for found, what in (differ, "differ"), (errors, "were not decoded there"):
+        if found:
+            count, first = f"{len(found)} of {len(expected)}", min(found)
+            return f"{count} records {what}, first record {first}: {found[first]}"
+    return None

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 
@@ -124,7 +125,9 @@ class Dispatcher:
             call = member.executor.submit(numbers, keys)
         except Exception as error:  # of any kind, as an executor of the user may raise
             call.set_exception(error)
-        call.add_done_callback(lambda _: self.team.release(member))
+        # Not `self`, which a worker that never answers would keep alive.
+        team = self.team
+        call.add_done_callback(lambda _: team.release(member))
         return call
 
     def _good(self, call: Future[Rows], member: Member, count: int) -> Rows | None:
@@ -174,11 +177,14 @@ class Dispatcher:
         facts: Mapping[str, str] | None,
         decided: Future[str | None],
     ) -> None:
+        there = weakref.ref(self)  # as a worker that never answers would keep `self` alive
+
         def decide(compared: Future[str | None]) -> None:
-            if (reason := compared.result()) is None:
-                self.team.add(name, executor)
-            else:
-                self.refuse(name, reason)
+            reason, dispatcher = compared.result(), there()
+            if dispatcher is not None and reason is None:
+                dispatcher.team.add(name, executor)
+            elif dispatcher is not None and reason is not None:
+                dispatcher.refuse(name, reason)
             decided.set_result(reason)
 
         try:

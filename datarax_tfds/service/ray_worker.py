@@ -77,7 +77,7 @@ class RayWorker:
         reader = self._readers[key]
         size = max(1, _PART_BYTES // max(1, reader.record_bytes))
         rows = []
-        for start in range(0, len(numbers), size):
+        for start in range(0, max(1, len(numbers)), size):  # no records are a part, too
             part = slice(start, start + size)
             rows.append(reader.read(numbers[part], None if keys is None else keys[part]))
         now = time.monotonic()
