@@ -47,6 +47,21 @@ VERDICTS = [
         " gs://data/mnist",
     ),
     (
+        host(waiting_s=20.0, workers=80.0, transform=15.0, decoding=5.0),
+        "input-bound: steps waited 20% of the time; 75% of the work here is transform; more"
+        " workers, or more cores here, would hide it",
+    ),
+    (
+        host(waiting_s=20.0, reading=9.0, decoding=1.0, workers=10.0),
+        "input-bound: steps waited 20% of the time; 90% of the work here is reading, from"
+        " gs://data/mnist",
+    ),
+    (
+        host(waiting_s=20.0, decoding=0.0, workers=80.0),  # as after an earlier report
+        "input-bound: steps waited 20% of the time, for workers; more workers, or more cores here,"
+        " would hide it",
+    ),
+    (
         host(waiting_s=20.0, placing=15.0, decoding=90.0),
         "input-bound: steps waited 20% of the time, for copies to the devices; prefetch_to_device"
         " would hide them",

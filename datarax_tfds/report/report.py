@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from datarax_tfds.runtime.timings import PLACING, READING, Totals
+from datarax_tfds.runtime.timings import PLACING, READING, WORKERS, Totals
 
 # Waits below this share of the time are no more than the loop's own calls.
 _READY = 0.02
@@ -32,9 +32,10 @@ class HostReport:
             themselves are the rest.
         stages: How long each stage took, in seconds. `placing` is part of `waiting_s`. The others
             run in several threads beside the loop, and are summed over the threads: `reading`,
-            `decoding`, `map_fn`, `transform` and, of packed text, `encoding`.
-        read_bytes: Of stored records that it has read.
-        read_records: How many records it has read.
+            `decoding`, `map_fn`, `transform` and, of packed text, `encoding`; and `workers`, in
+            which threads waited for workers, which run these stages elsewhere.
+        read_bytes: Of stored records that it has read itself.
+        read_records: How many records it has read itself.
         read_requests: In how many reads of a file or a store. Records that are stored in a row, and
             are needed at once, share one.
     """
@@ -74,11 +75,13 @@ class HostReport:
     @property
     def cause(self) -> str | None:
         """The stage for which the loop waits, if it waits; None if the records are on the devices,
-        so that there are no stages.
+        so that there are no stages. Workers run the stages that run here, so that `workers` is
+        named only if nothing runs here.
         """
         if self.stages.get(PLACING, 0.0) > self.waiting_s / 2:
             return PLACING
-        return next(iter(self.shares), None)
+        here = [stage for stage, share in self.shares.items() if share and stage != WORKERS]
+        return next(iter(here or self.shares), None)
 
     @property
     def more_cores(self) -> int:
@@ -109,9 +112,17 @@ class HostReport:
             )
         if cause == PLACING:
             return f"{late}, for copies to the devices; prefetch_to_device would hide them"
-        share = f"{self.shares[cause]:.0%} of the work is {cause}"
+        if cause == WORKERS:
+            return f"{late}, for workers; more workers, or more cores here, would hide it"
+        # Without the time in which threads only wait for those who do the same work.
+        here = {stage: s for stage, s in self.stages.items() if stage not in (PLACING, WORKERS)}
+        alone = WORKERS not in self.stages
+        share = here[cause] / (sum(here.values()) or 1.0)
+        share = f"{share:.0%} of the work {'' if alone else 'here '}is {cause}"
         if cause == READING:
             return f"{late}; {share}, from {self.reads}"
+        if not alone:  # how many cores the workers have is not known here
+            return f"{late}; {share}; more workers, or more cores here, would hide it"
         cores = self.more_cores
         return f"{late}; {share}; {cores} more core{'s' * (cores != 1)} would hide it"
 
