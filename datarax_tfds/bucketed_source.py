@@ -22,11 +22,10 @@ from datarax_tfds.lengths.record_lengths import RecordLengths, lengths_reader
 from datarax_tfds.order.block_order import BlockOrder
 from datarax_tfds.order.bucket_order import BucketOrder, Buckets
 from datarax_tfds.order.cursor import Remainder, Schedule
-from datarax_tfds.order.order import Order, check_seed
+from datarax_tfds.order.order import Order
 from datarax_tfds.records.streaming import StreamingRecords
 from datarax_tfds.service.serving import served
 from datarax_tfds.sources.dataset_source import digest_of
-from datarax_tfds.state.state import Identity
 from datarax_tfds.tfds_source import TFDSStreamingSource
 from sharding.checks import is_integer, refused, whole_number
 
@@ -107,7 +106,7 @@ class BucketedSource(DerivedSource[StreamingRecords]):
         stream = self._derive(source, name)
         config, split = source.config, stream.split
         declared = DeclaredLengths.checked(lengths, self.name)
-        _require_arguments(self.name, run, truncate, shuffle)
+        _require_arguments(self.name, run, truncate)
         Schedule(1, 1, remainder)  # it raises if there is no such remainder
         declared.require_ragged(stream.spec | stream.host_spec, config, self.name)
         self._require_repeatable(stream, "lengths")
@@ -117,10 +116,9 @@ class BucketedSource(DerivedSource[StreamingRecords]):
                 config,
                 pad_to={**(config.pad_to or {}), **declared.longest},
                 truncate=(config.truncate or frozenset()) | (names if truncate else frozenset()),
-                shuffle=source.is_random_order if shuffle is None else shuffle,
-                seed=source.sampler.seed if seed is None else check_seed(seed),
                 stochastic=False,
                 stream_name=None,
+                **self._ordering_of(source, shuffle, seed),
             )
         )
         reader = RecordReader(split, self.config, self.name)
@@ -141,18 +139,8 @@ class BucketedSource(DerivedSource[StreamingRecords]):
         shown = str(declared)
         if len(shown) > _MAX_SHOWN:
             shown = hashlib.sha256(shown.encode()).hexdigest()[:16]
-        self._identity = Identity(
-            dataset=split.dataset,
-            split=split.ranges,
-            records=self.length,
-            fingerprint=split.fingerprint,
-            features=f"lengths {shown}{', truncated' * truncate}, {digest_of(reader.spec, config)}",
-            user_code=reader.user_code,
-            shuffle=self.config.shuffle,
-            seed=None,
-        )
-        corrupt = {"max_corrupt_records": config.max_corrupt_records}
-        self.agree("construction", self.identity.saved() | reader.versions | corrupt)
+        features = f"lengths {shown}{', truncated' * truncate}, {digest_of(reader.spec, config)}"
+        self._identify(reader, features, max_corrupt_records=config.max_corrupt_records)
         files.remove_parts(self.length)
         self._shapes = nnx.static(
             BatchShapes(declared, reader.spec | reader.host_spec, buckets, run, self.name)
@@ -218,10 +206,8 @@ class BucketedSource(DerivedSource[StreamingRecords]):
         return False
 
 
-def _require_arguments(subject: str, run: Any, truncate: Any, shuffle: Any) -> None:
+def _require_arguments(subject: str, run: Any, truncate: Any) -> None:
     flag(Field(subject, "truncate", truncate))
-    if shuffle is not None:
-        flag(Field(subject, "shuffle", shuffle))
     if not is_integer(run, 1) or run > 2**16:
         raise refused(
             ValueError,

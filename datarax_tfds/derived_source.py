@@ -6,9 +6,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from datarax_tfds.config.fields import source_name
+from datarax_tfds.config.fields import Field, flag, source_name
 from datarax_tfds.counts.counting import Counting, Share
 from datarax_tfds.decoding.reader import RecordReader
+from datarax_tfds.order.order import check_seed
 from datarax_tfds.runtime.forks import refuse_in_forked_child
 from datarax_tfds.runtime.signatures import set_signature
 from datarax_tfds.runtime.untraced import refuse_while_traced
@@ -57,6 +58,17 @@ class DerivedSource(SplitSource[Opened]):
         self.rngs = nnx.data(None)
         self.stochastic, self.stream_name, self.draws = False, None, False
         return reader
+
+    def _ordering_of(
+        self, source: TFDSStreamingSource, shuffle: bool | None, seed: int | None
+    ) -> dict[str, Any]:
+        """The fields `shuffle` and `seed` of the config: by default, as the stream does."""
+        if shuffle is not None:
+            flag(Field(self.name, "shuffle", shuffle))
+        return {
+            "shuffle": source.is_random_order if shuffle is None else shuffle,
+            "seed": source.sampler.seed if seed is None else check_seed(seed),
+        }
 
     def _require_repeatable(self, reader: RecordReader, counted: str) -> None:
         """Raises a `ValueError` if records, and so what is counted, differ from epoch to epoch."""

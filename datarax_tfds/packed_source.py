@@ -16,19 +16,14 @@ from datarax_tfds.derived_source import DerivedSource
 from datarax_tfds.files.kept_index import versions_of
 from datarax_tfds.files.split import Split
 from datarax_tfds.order.block_order import BlockOrder
-from datarax_tfds.order.order import Order, check_seed
+from datarax_tfds.order.order import Order
 from datarax_tfds.order.record_order import RecordOrder
 from datarax_tfds.records.eager import EagerRecords
 from datarax_tfds.records.memory import EAGER_MEMORY_FRACTION, free_host_bytes
 from datarax_tfds.records.streaming import StreamingRecords
 from datarax_tfds.runtime.threads import bounded
-from datarax_tfds.state.state import Identity
 from datarax_tfds.tfds_source import TFDSStreamingSource
-from datarax_tfds.tokens.arguments import (
-    PackingWay,
-    reading_of,
-    require_arguments,
-)
+from datarax_tfds.tokens.arguments import PackingWay, reading_of, require_arguments
 from datarax_tfds.tokens.counted_tokens import CountedTokens
 from datarax_tfds.tokens.documents import DecodeErrors, Documents
 from datarax_tfds.tokens.encoder import Encoder, fingerprint, require_equal
@@ -149,17 +144,10 @@ class PackedSource(DerivedSource[EagerRecords | StreamingRecords]):
         config, split = source.config, stream.split
         require_arguments(self.name, length, packing, eos_id, pad_id, errors, encode_name)
         flags = {"keep_tokens": keep_tokens, "cacheable": cacheable, "eager": eager}
-        if shuffle is not None:
-            flags["shuffle"] = shuffle
         for option, value in flags.items():
             flag(Field(self.name, option, value))
-        self.config = nnx.static(
-            PackedConfig(
-                shuffle=source.is_random_order if shuffle is None else shuffle,
-                seed=source.sampler.seed if seed is None else check_seed(seed),
-                cacheable=cacheable,
-            )
-        )
+        ordering = self._ordering_of(source, shuffle, seed)
+        self.config = nnx.static(PackedConfig(cacheable=cacheable, **ordering))
         reading = reading_of(config, split, feature, self.name)
         reader = RecordReader(split, reading, self.name)
         self._reads(reader)
@@ -210,21 +198,12 @@ class PackedSource(DerivedSource[EagerRecords | StreamingRecords]):
         )
         packed.require_same(sample, tokens)
         self.sampler = self._sampler_of(self.config.shuffle, self.config.seed)
-        self._identity = Identity(
-            dataset=split.dataset,
-            split=split.ranges,
-            records=self.length,
-            fingerprint=split.fingerprint,
-            features=f"{length} tokens of {feature}, {way}, {VERSION}, encode {tokenizer},"
-            f" eos {eos_id}, pad {pad_id}, errors {errors}",
-            user_code=reader.user_code,
-            shuffle=self.config.shuffle,
-            seed=None,
+        features = (
+            f"{length} tokens of {feature}, {way}, {VERSION}, encode {tokenizer},"
+            f" eos {eos_id}, pad {pad_id}, errors {errors}"
         )
         counted = hashlib.sha256(counts.counts.tobytes()).hexdigest()[:16]
-        self.agree(
-            "construction", self.identity.saved() | reader.versions | {"token_counts": counted}
-        )
+        self._identify(reader, features, token_counts=counted)
         files.remove_parts(len(documents))
         self._start(self._opened(packed, config.prefetch_buffer, eager))
 

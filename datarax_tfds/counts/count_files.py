@@ -17,7 +17,6 @@ import hashlib
 import logging
 import math
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -102,7 +101,6 @@ class CountFiles:
         body = _WORDS.pack(FORMAT, start, stop) + counts.astype("<u4").tobytes()
         for place in self.places:
             try:
-                place.mkdir(parents=True, exist_ok=True)
                 with draft_of(place / _name(start, stop)) as draft:
                     draft.write(hashlib.sha256(body).digest() + body)
                 return
@@ -113,7 +111,7 @@ class CountFiles:
         """Removes all files but the one that has the counts of all records."""
         for place in self.places:
             with contextlib.suppress(OSError):
-                for path in _parts_in(place):
+                for path in place.glob("[0-9]*-*"):
                     if path.name != _name(0, records):
                         path.unlink(missing_ok=True)
 
@@ -123,7 +121,3 @@ class CountFiles:
 
 def _name(start: int, stop: int) -> str:
     return f"{start}-{stop}"
-
-
-def _parts_in(place: Path) -> Iterator[Path]:
-    yield from place.glob("[0-9]*-*")

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import closing
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -138,31 +139,28 @@ class Counting:
             for start, stop in parts
             for first in range(start, stop, size)
         ]
+        counted = self._records.counted_as
         progress = tqdm(
             total=sum(map(len, calls)),
-            desc=f"{self._subject}: counting {self._records.counted_as}",
+            desc=f"{self._subject}: counting {counted}",
             unit=" records",
             delay=_PROGRESS_DELAY_S,
             disable=None,
         )
-        counted = self._records.counted_as
         working = extend_deadlines(f"counting the {counted} of {self._subject}", measured=True)
-        pool = ThreadPool(decoding_threads(), "datarax_tfds_counts")
-        try:
-            with working as advance, progress:
-                results = self._in_order(pool, calls)
-                for start, stop in parts:
-                    calls_of_part: list[Counted] = []
-                    while sum(len(call.counts) for call in calls_of_part) < stop - start:
-                        calls_of_part.append(next(results))
-                        advance()
-                        progress.update(len(calls_of_part[-1].counts))
-                    part = _joined(calls_of_part)
-                    if self._sound(start, stop):
-                        self._records.keep(start, part)
-                    yield part.counts
-        finally:
-            pool.close()
+        threads = closing(ThreadPool(decoding_threads(), "datarax_tfds_counts"))
+        with threads as pool, working as advance, progress:
+            results = self._in_order(pool, calls)
+            for start, stop in parts:
+                calls_of_part: list[Counted] = []
+                while sum(len(call.counts) for call in calls_of_part) < stop - start:
+                    calls_of_part.append(next(results))
+                    advance()
+                    progress.update(len(calls_of_part[-1].counts))
+                part = _joined(calls_of_part)
+                if self._sound(start, stop):
+                    self._records.keep(start, part)
+                yield part.counts
 
     def _sound(self, start: int, stop: int) -> bool:
         """Whether none of these records was found to be corrupt."""

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import struct
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -108,7 +109,6 @@ def _write(place: PurePath, content: bytes) -> None:
     if isinstance(place, ObjectPath):
         write_object(place, content)
         return
-    Path(place).parent.mkdir(parents=True, exist_ok=True)
     with draft_of(Path(place)) as draft:
         draft.write(content)
 
@@ -118,12 +118,9 @@ def versions_of(paths: list[PurePath]) -> list[str]:
 
     Every file is looked at, by a request each in a store.
     """
-    pool = ThreadPool(THREADS, "datarax_tfds_versions")
-    try:
+    with closing(ThreadPool(THREADS, "datarax_tfds_versions")) as pool:
         versions = [pool.submit(_version, path) for path in paths]
         return [version.result() for version in versions]
-    finally:
-        pool.close()
 
 
 def _version(path: PurePath) -> str:

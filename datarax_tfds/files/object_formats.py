@@ -19,7 +19,7 @@ from datarax_tfds.errors import DataLossError
 from datarax_tfds.files.array_record import ArrayRecordFile, ArrayRecordOpener
 from datarax_tfds.files.formats import FileOpener
 from datarax_tfds.files.kept_blocks import KeptBlocks
-from datarax_tfds.files.record_index import RecordIndex, index_content, size_in_index
+from datarax_tfds.files.record_index import RecordIndex, index_content, reader_of, size_in_index
 from datarax_tfds.files.stored_file import StoredFile, file_names
 from datarax_tfds.files.stored_object import ObjectStream, StoredObject, require_same, version_of
 from datarax_tfds.files.tfrecord import TFRecordFile, first_record, scanned_starts
@@ -157,23 +157,18 @@ def _built_index(path: ObjectPath, now: bytes) -> RecordIndex:
 
 def _local_index(path: ObjectPath, now: bytes, content: bytes) -> RecordIndex | None:
     """An index that was read or built, kept in the cache directory, or else in memory."""
-    if _opened_index(path, now, _reader(content), len(content)) is None:
-        return None
+    index = _opened_index(path, now, reader_of(content), len(content))
     cache = cache_directory("record_index")
-    if cache is not None:
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            with draft_of(cache / name_in_cache(path)) as draft:
-                draft.write(content)
-            file = StoredFile(cache / name_in_cache(path), own=True)
-            return _opened_index(path, now, file.read_at, file.version().size)
-        except OSError as error:
-            _log.info("no index can be written to %s: %s", cache, error)
-    return _opened_index(path, now, _reader(content), len(content))
-
-
-def _reader(content: bytes) -> Callable[[int, int], bytes]:
-    return lambda start, length: content[start : start + length]
+    if index is None or cache is None:
+        return index
+    try:
+        with draft_of(cache / name_in_cache(path)) as draft:
+            draft.write(content)
+        file = StoredFile(cache / name_in_cache(path), own=True)
+        return _opened_index(path, now, file.read_at, file.version().size)
+    except OSError as error:
+        _log.info("no index can be written to %s: %s", cache, error)
+        return index
 
 
 def _opened_index(
@@ -229,7 +224,6 @@ class ArrayRecordObjectOpener:
         return ()
 
     def _fetch(self, stream: ObjectStream, copy: Path) -> None:
-        copy.parent.mkdir(parents=True, exist_ok=True)
         with draft_of(copy) as draft:
             own = {*self._own, Path(draft.name).name}
             start = 0

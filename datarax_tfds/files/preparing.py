@@ -57,6 +57,10 @@ class Prepared(NamedTuple):
     directory: PurePath
     copy: MetadataCopy | None = None
 
+    def stored(self, path: str) -> PurePath:
+        """Where a file is that the info names."""
+        return Path(path) if self.copy is None else self.copy.remote(Path(path))
+
 
 def prepared_dataset(config: AnyConfig) -> Prepared:
     """Finds a prepared dataset, which is prepared first if that is needed and allowed.

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import PurePath
 from typing import NamedTuple, TypeVar
@@ -99,9 +99,8 @@ class RecordFiles:
         self._open: OrderedDict[PurePath, RecordFile] = OrderedDict()
         self._lock = threading.Lock()
         self._opening = {piece.path: threading.Lock() for piece in pieces}
-        self._busy: dict[
-            int, tuple[PurePath, float]
-        ] = {}  # by thread: the file it reads, since when
+        # By thread: the file that it reads, and since when.
+        self._busy: dict[int, tuple[PurePath, float]] = {}
         self._requests = 0
 
     def __len__(self) -> int:
@@ -139,12 +138,10 @@ class RecordFiles:
             "finding records",
             lambda: f"looking for the indexes of the files in {self._pieces[0].path.parent}",
         )
-        pool = ThreadPool(self._opening_threads, "datarax_tfds_open")
-        try:
+        # The garbage collector closes the pool if the caller stops early.
+        with closing(ThreadPool(self._opening_threads, "datarax_tfds_open")) as pool:
             for counted in [pool.submit(self._counted, pieces[path]) for path in paths]:
                 yield result_of(counted, "finding records", self.slowest)
-        finally:
-            pool.close()  # the garbage collector runs this if the caller stops early
 
     def read(self, numbers: np.ndarray) -> list[bytes]:
         """The serialized records of these numbers, in this order.

@@ -52,6 +52,11 @@ def index_content(starts: np.ndarray, version: FileVersion) -> bytes:
     return hashlib.sha256(head).digest() + head + content
 
 
+def reader_of(content: bytes) -> ReadAt:
+    """Reads an index that is in memory."""
+    return lambda start, length: content[start : start + length]
+
+
 def size_in_index(read_at: ReadAt) -> int:
     """The size of the file that an index says it is of; 0 if it is no index."""
     head = read_at(0, _HEAD.size)

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -153,7 +153,7 @@ def _split_of(prepared: Prepared, config: AnyConfig, subject: str) -> Split:
             " no code for it, write it again with file_format='tfrecord'",
         )
     pieces = [
-        Piece(_stored(instruction.filename, prepared), instruction.skip, instruction.take, length)
+        Piece(prepared.stored(instruction.filename), instruction.skip, instruction.take, length)
         for instruction in info.splits[config.split].file_instructions
         if (length := instruction.examples_in_shard)
     ]
@@ -244,12 +244,6 @@ def _cache(
     return cache
 
 
-def _stored(path: str, prepared: Prepared) -> PurePath:
-    """Where a file is that TFDS names."""
-    local = Path(path)
-    return local if prepared.copy is None else prepared.copy.remote(local)
-
-
 def _prepared(config: AnyConfig, subject: str) -> Prepared:
     from google.protobuf import json_format
     from tensorflow_datasets.core import dataset_info
@@ -276,7 +270,7 @@ def _empty_files(prepared: Prepared, names: set[str]) -> list[PurePath]:
         split = prepared.info.splits[name]
         if 0 in split.shard_lengths:
             lengths = zip(split.filepaths, split.shard_lengths, strict=True)
-            empty += [_stored(path, prepared) for path, length in lengths if length == 0]
+            empty += [prepared.stored(path) for path, length in lengths if length == 0]
     return empty
 
 
@@ -395,12 +389,9 @@ def _with_sizes(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, int]]:
     if not isinstance(pieces[0].path, ObjectPath):
         yield from ((piece, file_size(piece.path)) for piece in pieces)
         return
-    pool = ThreadPool(THREADS, "datarax_tfds_sizes")
-    try:
+    with closing(ThreadPool(THREADS, "datarax_tfds_sizes")) as pool:
         sizes = [pool.submit(object_bytes, piece.path) for piece in pieces]
         yield from ((piece, size.result()) for piece, size in zip(pieces, sizes, strict=True))
-    finally:
-        pool.close()
 
 
 def _of_kept(fingerprint: str, kept: KeptRecords) -> str:

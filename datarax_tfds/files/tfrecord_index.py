@@ -17,7 +17,7 @@ import numpy as np
 
 from datarax_tfds.errors import DataLossError
 from datarax_tfds.files.mapped_file import MappedFile
-from datarax_tfds.files.record_index import RecordIndex, index_content
+from datarax_tfds.files.record_index import RecordIndex, index_content, reader_of
 from datarax_tfds.files.stored_file import FileVersion, StoredFile, file_names
 from datarax_tfds.files.tfrecord import FRAME_BYTES, TFRecordFile, scanned_starts
 from datarax_tfds.runtime.small_files import cache_directory, draft_of, name_in_cache
@@ -135,7 +135,6 @@ def _keep(path: Path, version: FileVersion, starts: np.ndarray) -> tuple[RecordI
     content = index_content(starts, version)
     for place in index_paths(path):
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
             with draft_of(place) as draft:
                 draft.write(content)
         except OSError as error:
@@ -147,11 +146,7 @@ def _keep(path: Path, version: FileVersion, starts: np.ndarray) -> tuple[RecordI
             if index is not None and index.digest == content[:_DIGEST_BYTES]:
                 return index, True
         break
-
-    def read_at(start: int, length: int) -> bytes:
-        return content[start : start + length]
-
-    index = RecordIndex.opened(read_at, len(content), version, str(path))
+    index = RecordIndex.opened(reader_of(content), len(content), version, str(path))
     assert index is not None
     return index, False
 

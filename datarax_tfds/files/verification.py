@@ -1,7 +1,7 @@
 """Reads every record of a file, and finds those whose checksum does not match."""
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -52,8 +52,7 @@ def files_of(prepared: Prepared) -> dict[PurePath, int]:
     files: dict[PurePath, int] = {}
     for split in prepared.info.splits.values():
         for name, length in zip(split.filepaths, split.shard_lengths, strict=True):
-            path = Path(name)
-            files[path if prepared.copy is None else prepared.copy.remote(path)] = length
+            files[prepared.stored(name)] = length
     require_inside(prepared.directory, files)
     # TFDS need not write a file without records.
     there = file_names(prepared.directory) if 0 in files.values() else set()
@@ -104,29 +103,22 @@ def damage_in(path: PurePath, length: int, file_format: str) -> list[Damage]:
 
 def _in_tfrecord(path: PurePath) -> tuple[list[Damage], int]:
     found, records = [], 0
-    with closing(_Opened(path)) as file:
-        for number, (start, problem) in enumerate(record_faults(file.bytes)):
+    with _opened(path) as file:
+        for number, (start, problem) in enumerate(record_faults(file)):
             records += 1
             if problem is not None:
                 found.append(Damage(str(path), number, f"byte {start}", problem))
     return found, records
 
 
-class _Opened:
+@contextmanager
+def _opened(path: PurePath) -> Iterator[Readable]:
     """A file of a file system or of a store, read from front to back."""
-
-    bytes: Readable
-
-    def __init__(self, path: PurePath):
-        self._file = None
-        if isinstance(path, ObjectPath):
-            self.bytes = ObjectStream(path, generation(path))
-        else:
-            self.bytes = self._file = StoredFile(Path(path))
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+    if isinstance(path, ObjectPath):
+        yield ObjectStream(path, generation(path))
+        return
+    with closing(StoredFile(Path(path))) as file:
+        yield file
 
 
 def _in_array_record(path: PurePath) -> tuple[list[Damage], int]:

@@ -56,13 +56,24 @@ class BatchShapes:
 
     def _warn_of_mixed_batches(self, batch: BatchAt) -> None:
         """Logs once why many batches have records of two runs, if they do."""
-        size, order = batch.batch_size, batch.order
-        if self._run % size:
-            _warn_of_batch_size(self._subject, size, self._run)
+        size, run, order = batch.batch_size, self._run, batch.order
+        if run % size:
+            _warn_of_two_buckets(
+                self._subject,
+                "batch_size does not divide run",
+                batch_size=size,
+                run=run,
+                fix=f"use run={-(-run // size) * size}, or a batch_size that divides {run}",
+            )
         elif isinstance(order, BucketOrder) and batch.cursor.epoch and order.length % size:
             remainder = batch.schedule.remainder
             if order.continuous != (remainder == "wrap"):
-                _warn_of_remainder(self._subject, remainder)
+                _warn_of_two_buckets(
+                    self._subject,
+                    "the source was built for another remainder than that of the pipeline",
+                    pipeline=remainder,
+                    fix=f"build the source with remainder={remainder!r}",
+                )
 
     def cut_alone(self, number: int, record: dict[str, Any]) -> dict[str, Any]:
         """A single record with the shape of its own bucket."""
@@ -91,28 +102,10 @@ def _cut_columns(sizes: Any, columns: dict[str, Any]) -> dict[str, Any]:
     return jax.tree.map(lambda column, size: column[:, :size] if size else column, columns, sizes)
 
 
-@functools.lru_cache(maxsize=64)  # so that a loop logs this once
-def _warn_of_batch_size(subject: str, batch_size: int, run: int) -> None:
-    _log.warning(
-        error_message(
-            subject,
-            "many batches have records of two buckets, and are padded to the larger one, because"
-            " batch_size does not divide run.",
-            batch_size=batch_size,
-            run=run,
-            fix=f"use run={-(-run // batch_size) * batch_size}, or a batch_size that divides {run}",
-        )
+@functools.lru_cache(maxsize=128)  # so that a loop logs this once
+def _warn_of_two_buckets(subject: str, cause: str, *, fix: str, **facts: object) -> None:
+    problem = (
+        "many batches have records of two buckets, and are padded to the larger one, because"
+        f" {cause}."
     )
-
-
-@functools.lru_cache(maxsize=64)
-def _warn_of_remainder(subject: str, remainder: str) -> None:
-    _log.warning(
-        error_message(
-            subject,
-            "many batches have records of two buckets, and are padded to the larger one, because"
-            " the source was built for another remainder than that of the pipeline.",
-            pipeline=remainder,
-            fix=f"build the source with remainder={remainder!r}",
-        )
-    )
+    _log.warning(error_message(subject, problem, fix=fix, **facts))

@@ -49,11 +49,13 @@ def read_plain_file(path: Path, max_bytes: int) -> bytes | None:
 def draft_of(path: Path) -> Iterator[BinaryIO]:
     """A temporary file that is renamed to `path` when the context ends without an error.
 
-    So nobody reads a partial file. Drafts of `path` that dead processes have left are removed.
+    So nobody reads a partial file. Drafts of `path` that dead processes have left are removed. The
+    directory is made if it is missing.
 
     Raises:
         OSError: The file cannot be written.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     with temporary_file(path.parent, f".{path.name}.") as file:
         yield file
         file.flush()

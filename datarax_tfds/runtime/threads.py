@@ -104,11 +104,8 @@ def bounded(work: Callable[[], Result], subject: str, doing: Callable[[], str]) 
     Raises:
         WaitTimeoutError: The work takes longer.
     """
-    pool = ThreadPool(1, "datarax_tfds_bounded")
-    try:
+    with contextlib.closing(ThreadPool(1, "datarax_tfds_bounded")) as pool:
         return result_of(pool.submit(work), subject, doing)
-    finally:
-        pool.close()
 
 
 class _Item(NamedTuple):

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from typing import TypeVar
 
 import jax
@@ -58,8 +58,5 @@ def untraced(make: Callable[[], Result]) -> Result:
         with nullcontext() if mesh is None else jax.set_mesh(mesh):
             return make()
 
-    pool = ThreadPool(1, "datarax_tfds_untraced")
-    try:
+    with closing(ThreadPool(1, "datarax_tfds_untraced")) as pool:
         return pool.submit(make_in_mesh).result()
-    finally:
-        pool.close()

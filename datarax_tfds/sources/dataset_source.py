@@ -23,7 +23,6 @@ from datarax_tfds.sources.default_sharding import resolved_sharding
 from datarax_tfds.sources.source import Opened
 from datarax_tfds.sources.split_source import SplitSource
 from datarax_tfds.sources.statistics import Statistics
-from datarax_tfds.state.state import Identity
 from sharding.checks import refused
 from sharding.placement import Placement
 
@@ -61,18 +60,8 @@ class DatasetSource(SplitSource[Opened], Generic[Config, Opened]):
         reader = RecordReader(split, config, name) if _reader is None else _reader.renamed(name)
         self._reads(reader)
         self.draws = reader.stochastic
-        self._identity = Identity(
-            dataset=split.dataset,
-            split=split.ranges,
-            records=self.length,
-            fingerprint=split.fingerprint,
-            features=digest_of(reader.spec, config),
-            user_code=reader.user_code,
-            shuffle=config.shuffle,
-            seed=None,
-        )
-        corrupt = {"max_corrupt_records": config.max_corrupt_records}
-        self.agree("construction", self.identity.saved() | reader.versions | corrupt)
+        features = digest_of(reader.spec, config)
+        self._identify(reader, features, max_corrupt_records=config.max_corrupt_records)
         self._start(self._opened(reader))
 
     def __init_subclass__(cls) -> None:

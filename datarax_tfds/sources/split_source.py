@@ -24,6 +24,27 @@ class SplitSource(Source[Opened]):
         self._earlier_fingerprints = nnx.static(reader.split.earlier_fingerprints)
         self._corrupt: CorruptRecords = nnx.static(reader.corrupt)
 
+    def _identify(self, reader: RecordReader, features: str, **agreed: Any) -> None:
+        """Says what a saved cursor is valid for, on which all processes must agree.
+
+        Args:
+            reader: Reads the records of the split.
+            features: Identifies what the records of the source are made of.
+            agreed: What else must be the same on all processes.
+        """
+        split = reader.split
+        self._identity = Identity(
+            dataset=split.dataset,
+            split=split.ranges,
+            records=self.length,
+            fingerprint=split.fingerprint,
+            features=features,
+            user_code=reader.user_code,
+            shuffle=self.config.shuffle,
+            seed=None,
+        )
+        self.agree("construction", self.identity.saved() | reader.versions | agreed)
+
     @abstractmethod
     def ordered(self, seed: int | None) -> RecordOrder:
         """Returns the order of a seed; for None, the stored order."""
