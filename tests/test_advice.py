@@ -68,7 +68,8 @@ NOT_FOLLOWED = [
     (
         "there is no connection to Ray, so this process decodes alone. It goes on trying.",
         "see with `ray status` whether the cluster runs and this machine belongs to it; if not, run"
-        " ray start --address=HOST:PORT --num-cpus=0 here",
+        " ray start --address=HOST:PORT --num-cpus=0 here. If the cluster has a token, set"
+        " RAY_AUTH_MODE=token here, too",
         "it is logged; test_service_ray.py stops a cluster, and starts it again",
     ),
     (
@@ -90,7 +91,8 @@ NOT_FOLLOWED = [
     ),
     (
         "there is no connection to a Ray cluster.",
-        "let this machine join the cluster, with ray start --address=HOST:PORT --num-cpus=0",
+        "let this machine join the cluster, with ray start --address=HOST:PORT --num-cpus=0. If"
+        " the cluster has a token, set RAY_AUTH_MODE=token here, too",
         "test_service_ray.py runs the command on such a machine",
     ),
     (

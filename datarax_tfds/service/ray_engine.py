@@ -175,7 +175,8 @@ class RayEngine:
                     " trying.",
                     reason=why,
                     fix="see with `ray status` whether the cluster runs and this machine belongs to"
-                    " it; if not, run ray start --address=HOST:PORT --num-cpus=0 here",
+                    " it; if not, run ray start --address=HOST:PORT --num-cpus=0 here. If the"
+                    " cluster has a token, set RAY_AUTH_MODE=token here, too",
                 ),
             )
             pause = threading.Event()
