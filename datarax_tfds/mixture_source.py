@@ -138,7 +138,8 @@ class MixtureSource(Source[MixtureRecords]):
         mapped_by = next((by for part in present.values() if (by := part.config.mapped_by)), None)
         self.config = nnx.static(MixtureConfig(mapped_by, frozenset(on_host) or None))
         self.draws = any(part.draws for part in present.values())
-        if order.records >= 2**31 and any(map(_is_eager, present.values())):
+        eager = any(part.supports_indexed_access() for part in present.values())
+        if eager and order.records >= 2**31:
             raise refused(
                 ValueError,
                 self.name,
@@ -390,10 +391,6 @@ class _Parts:
 
     def __init__(self, by_name: dict[str, Part | None]):
         self.by_name = by_name
-
-
-def _is_eager(part: Part) -> bool:
-    return part.supports_indexed_access()
 
 
 def _require_parts(parts: Any) -> dict[str, Part]:

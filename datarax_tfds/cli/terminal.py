@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -23,10 +23,8 @@ def doing(what: str) -> None:
         sys.stderr.flush()
 
 
-def wrong_usage(command: str, problem: str) -> int:
-    """Says what is wrong with the words of a command, and returns the exit status for that."""
-    sys.stderr.write(f"datarax-tfds {command}: {problem}\n")
-    return 2
+class WrongUsageError(Exception):
+    """Says what is wrong with the words of a command."""
 
 
 def in_store(path: Path | None) -> bool:
@@ -134,11 +132,9 @@ def quiet_tfds() -> Iterator[None]:
     absl = logging.getLogger("absl")
     level = absl.level
     absl.setLevel(logging.ERROR)
+    errors = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
     try:
-        with ExitStack() as stack:
-            stack.enter_context(redirect_stdout(io.StringIO()))
-            if not sys.stderr.isatty():
-                stack.enter_context(redirect_stderr(io.StringIO()))
+        with redirect_stdout(io.StringIO()), errors:
             yield
     finally:
         absl.setLevel(level)

@@ -1,16 +1,7 @@
-"""The file formats that can be read.
+"""The file formats that can be read. How to add one is in `docs/architecture.md`.
 
-To add one, such as Parquet:
-
-1. write a module with an opener, which opens a file as a `RecordFile`: see `array_record.py`
-   for a format whose library finds records by number, and `tfrecord.py` and `tfrecord_index.py`
-   for one that needs our index (`record_index.py`);
-2. add its name in TFDS to `FORMATS`;
-3. add a dataset of that format to `tests/tfds_datasets.py`, and damaged files to
-   `tests/test_bad_files.py`.
-
-`record_files.py` then reads its records by number, tries again after network errors, and checks
-each file against the metadata. `read` returns what `features.deserialize_example` of TFDS takes.
+`record_files.py` reads the records of any format by number, tries again after network errors, and
+checks each file against the metadata.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +20,8 @@ class RecordFile(Protocol):
         ...
 
     def read(self, places: Sequence[int]) -> list[bytes]:
-        """The serialized records at these places in the file, in this order.
+        """The serialized records at these places in the file, in this order, as
+        `features.deserialize_example` of TFDS takes them.
 
         Raises:
             DataLossError: The file is damaged. If the damage is in one record, the error names it

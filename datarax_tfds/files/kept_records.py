@@ -5,9 +5,7 @@ or orders records sees a split of K records, and need not know of the filter.
 """
 
 import hashlib
-from collections.abc import Iterator
 from functools import cached_property
-from pathlib import PurePath
 from typing import final
 
 import numpy as np
@@ -94,7 +92,8 @@ class KeptFiles:
     def __init__(self, files: RecordFiles, kept: KeptRecords):
         self._files = files
         self._kept = kept
-        self.slowest = files.slowest
+        self.paths = files.paths
+        self.build_indexes, self.slowest = files.build_indexes, files.slowest
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -103,15 +102,6 @@ class KeptFiles:
     def requests(self) -> int:
         """As `RecordFiles.requests`."""
         return self._files.requests
-
-    @property
-    def paths(self) -> list[PurePath]:
-        """As `RecordFiles.paths`."""
-        return self._files.paths
-
-    def build_indexes(self, share: int = 0, shares: int = 1) -> Iterator[PurePath]:
-        """As `RecordFiles.build_indexes`."""
-        return self._files.build_indexes(share, shares)
 
     def read(self, numbers: np.ndarray) -> list[bytes]:
         """The serialized records of these numbers; raises as `RecordFiles.read`."""

@@ -178,14 +178,12 @@ def _opened_index(
     return RecordIndex.opened(read_at, index_bytes, version, str(path))
 
 
-class ArrayRecordObjectOpener:
+class ArrayRecordObjectOpener(ArrayRecordOpener):
     """Opens ArrayRecord objects, of which it keeps copies on the local disk.
 
     The copies stay there until others need their room: together they fill half of the disk at most.
     They make a cache of blocks and a listing of indexes needless.
     """
-
-    index_bytes = ArrayRecordOpener.index_bytes
 
     def __init__(self, *_: Any):
         self._generations = _Generations()
@@ -213,15 +211,6 @@ class ArrayRecordObjectOpener:
         with contextlib.suppress(OSError):
             os.utime(copy)  # it was used last
         return ArrayRecordFile(copy, named=path)
-
-    def first_record(self, path: PurePath) -> None:  # noqa: ARG002
-        return None  # a copy of the object is needed anyway
-
-    def rebuild_index(self, path: PurePath) -> bool:  # noqa: ARG002
-        return False  # the index is part of the file, and has a checksum
-
-    def unindexed(self, paths: Sequence[PurePath]) -> Sequence[PurePath]:  # noqa: ARG002
-        return ()
 
     def _fetch(self, stream: ObjectStream, copy: Path) -> None:
         with draft_of(copy) as draft:

@@ -26,10 +26,7 @@ from datarax_tfds.config.dataset_lookup import (
 )
 from datarax_tfds.errors import DatasetNotFoundError
 from datarax_tfds.files.formats import FORMATS
-from datarax_tfds.files.metadata_checks import (
-    require_known_features,
-    require_own_metadata,
-)
+from datarax_tfds.files.metadata_checks import require_known_features, require_own_metadata
 from datarax_tfds.files.remote_dataset import PUBLIC, find_in_store, refuse_absent
 from datarax_tfds.runtime.threads import bounded
 from datarax_tfds.stores.metadata_copy import MetadataCopy
@@ -210,8 +207,10 @@ def _from_store(config: AnyConfig, data_dir: ObjectPath, subject: str) -> Prepar
     )
     if found is None:
         return None
-    with found.copy.named_as_in_the_store():
-        return _opened(found.copied, subject)._replace(directory=found.directory, copy=found.copy)
+    copied, copy = found
+    with copy.named_as_in_the_store():
+        info = _opened(copied, subject).info
+    return Prepared(info, copy.remote(copied.directory), copy)
 
 
 def _opened(found: Found, subject: str) -> Prepared:

@@ -151,19 +151,6 @@ class RecordFiles:
                 short, cannot be read, or a checksum fails; the message names file, record and
                 offset.
         """
-        return self._read(numbers)
-
-    def read_one(self, number: int) -> bytes:
-        """The serialized record of one number; raises as `read`.
-
-        The first record of a file may be read before its index is built.
-        """
-        first = self._pieces[0]
-        if number == 0 and first.skip == 0 and (record := self._first_record(first.path)):
-            return record
-        return self._read(np.array([number]))[0]
-
-    def _read(self, numbers: np.ndarray) -> list[bytes]:
         owners = np.searchsorted(self._ends, numbers, side="right")
         if len(numbers) and (owners == owners[0]).all():
             return self._read_file(numbers, int(owners[0]), slice(None))
@@ -175,6 +162,16 @@ class RecordFiles:
             for row, record in zip(rows.tolist(), found(), strict=True):
                 records[row] = record
         return records
+
+    def read_one(self, number: int) -> bytes:
+        """The serialized record of one number; raises as `read`.
+
+        The first record of a file may be read before its index is built.
+        """
+        first = self._pieces[0]
+        if number == 0 and first.skip == 0 and (record := self._first_record(first.path)):
+            return record
+        return self.read(np.array([number]))[0]
 
     def _begun(
         self, numbers: np.ndarray, owner: int, rows: np.ndarray

@@ -1,7 +1,6 @@
 """Finds a prepared dataset in an object store, and copies its metadata."""
 
-from pathlib import PurePath
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from datarax_tfds.config.dataset_lookup import DatasetName, Found, find, suggestion
 from datarax_tfds.errors import DatasetNotFoundError
@@ -14,22 +13,11 @@ from sharding.checks import refused
 PUBLIC = ObjectPath("gs:", "tfds-data", "datasets")
 
 
-class InStore(NamedTuple):
-    """A prepared version in a store.
-
-    Args:
-        copied: Where the copy of its metadata is.
-        directory: The directory of the version in the store.
-        copy: Keeps the copy of the metadata.
-    """
-
-    copied: Found
-    directory: PurePath
-    copy: MetadataCopy
-
-
-def find_in_store(name: str, data_dir: ObjectPath) -> InStore | None:
+def find_in_store(name: str, data_dir: ObjectPath) -> tuple[Found, MetadataCopy] | None:
     """As `find`, but in a store: the newest prepared version that matches a name.
+
+    Returns:
+        Where the copy of its metadata is, and what keeps the copy.
 
     Raises:
         ValueError: `name` is not the name of a dataset.
@@ -41,9 +29,7 @@ def find_in_store(name: str, data_dir: ObjectPath) -> InStore | None:
         copy.add(data_dir)
     with copy.named_as_in_the_store():
         found = find(name, str(copy.local(data_dir)))
-        if found is None:
-            return None
-        return InStore(found, copy.remote(found.directory), copy)
+        return None if found is None else (found, copy)
 
 
 def refuse_absent(name: str, data_dir: ObjectPath, subject: str) -> NoReturn:
