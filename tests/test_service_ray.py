@@ -43,6 +43,7 @@ from datarax_tfds.cli import main
 from datarax_tfds.runtime.timings import WORKERS
 from datarax_tfds.service import ray_engine
 from datarax_tfds.service.description import Description
+from datarax_tfds.service.driver_process import DriverProcess
 from datarax_tfds.service.lent_files import opened_in
 from datarax_tfds.service.ray_driver import require_answer
 from datarax_tfds.service.ray_worker import RayWorker
@@ -449,6 +450,22 @@ def runs(process):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def test_a_cluster_of_one_program_starts_where_another_one_was_started(monkeypatch):
+    # Of a short name, because that of a socket has at most 107 bytes.
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as directory:
+        known = Path(directory, "ray", "ray_current_cluster")  # `ray start` writes it
+        known.parent.mkdir()
+        known.write_text("127.0.0.1:1")
+        monkeypatch.setenv("RAY_TMPDIR", directory)
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        settings = {"address": None, "workers": 1, "processes": 1, "started_by": "test"}
+        driver = DriverProcess(settings | {"object_store_bytes": ray_clusters.STORE_BYTES})
+        received = driver.receive()
+        why = driver.end()
+    assert received is not None, why
+    assert received[0]["kind"] == "connected"
 
 
 def test_a_cluster_of_tests_ends_with_them_however_they_end():

@@ -67,6 +67,8 @@ class Driver:
             # it is imported.
             os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
             where: dict[str, Any] = {
+                # Without it, Ray looks for a cluster that `ray start` has started on this machine.
+                "address": "local",
                 "num_cpus": self._settings["workers"],
                 "object_store_memory": self._settings["object_store_bytes"],
                 "include_dashboard": False,
