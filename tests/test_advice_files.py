@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from advice import Row
+from openers import OpenedBy
 
 from datarax_tfds import Cursor, CursorLog, Pipeline, audit
 from datarax_tfds.checkpoint import DataRestore, DataSave, latest_valid_step
@@ -146,7 +147,7 @@ def forbidden(u):
     path = file_of(u)
     if not (u.tmp / "allowed").exists():
         path.chmod(0o600)
-    return RecordFiles([Piece(path, 0, 1, 24)], open_file).read(np.array([0]))
+    return RecordFiles([Piece(path, 0, 1, 24)], OpenedBy(open_file)).read(np.array([0]))
 
 
 def allowed(u):
@@ -190,7 +191,7 @@ def damaged_again(u):
     path, opener = file_of(u), TFRecordOpener()
     other = shutil.copy(path, u.tmp / "other")
     pieces = [Piece(each, 0, 24, 24) for each in (path, other)]
-    files = RecordFiles(pieces, opener, opener.rebuild_index, max_open=1)
+    files = RecordFiles(pieces, opener, max_open=1)
     for _ in range(3):
         files.read(np.array([23]))
         files.read(np.array([24]))  # which closes the first file

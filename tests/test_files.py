@@ -9,6 +9,7 @@ import pytest
 import tfds_datasets
 from checkout import GUARD_S
 from conftest import wait_for
+from openers import OpenedBy
 from refusals import refused
 
 from datarax_tfds import (
@@ -258,8 +259,10 @@ def test_each_process_indexes_files_of_its_own():
         opened = []
         files = RecordFiles(
             pieces,
-            lambda path: opened.append(int(path.name)) or [0] * 3,
-            unindexed=lambda paths: [path for path in paths if int(path.name) in without],
+            OpenedBy(
+                lambda path: opened.append(int(path.name)) or [0] * 3,
+                lambda paths: [path for path in paths if int(path.name) in without],
+            ),
             opening_threads=1,
         )
         assert [int(path.name) for path in files.build_indexes(share, shares)] == opened
@@ -273,7 +276,7 @@ def test_each_process_indexes_files_of_its_own():
 def test_a_file_that_hangs_when_it_is_opened_is_named_and_bounded(tmp_path, limits):
     hanging = tmp_path / "hanging"
     os.mkfifo(hanging)  # nobody ever writes to it
-    files = RecordFiles([Piece(hanging, 0, 1, 1)], Path.read_bytes)  # pyright: ignore
+    files = RecordFiles([Piece(hanging, 0, 1, 1)], OpenedBy(Path.read_bytes))
     limits.stall_timeout_s = 1.0
     with pytest.raises(WaitTimeoutError, match=r"hanging \(\d+ s\)(.|\n)*stall_timeout_s"):
         list(files.build_indexes())
@@ -345,7 +348,7 @@ def test_files_stay_open_up_to_a_limit_of_memory(index_bytes, kept):
             return [b""] * len(places)
 
     pieces = [Piece(Path(f"{number}"), 0, records, records) for number in range(5)]
-    files = RecordFiles(pieces, File, index_bytes=index_bytes)
+    files = RecordFiles(pieces, OpenedBy(File, index_bytes=index_bytes))
     files.read(np.arange(5) * records)
     opened.clear()
     for number in reversed(range(5)):  # those used last come first

@@ -21,6 +21,7 @@ from checkout import GUARD_S
 from conftest import shardings, wait_for
 from contract import N, check_records, equal, ids
 from flax import nnx
+from openers import OpenedBy
 from oracle import expected_ids
 
 from datarax_tfds import (
@@ -118,6 +119,7 @@ class TestReading:
 
         monkeypatch.setattr(RecordFiles, "read", noting)
         source = streaming(data_dir, access="sequential", shuffle_buffer_size=30, prefetch_buffer=1)
+        fetched.clear()  # a record, of which the source was built
         served = [
             number for batch in Pipeline(source=source, batch_size=8) for number in ids(batch)
         ]
@@ -449,7 +451,7 @@ def test_a_slow_file_does_not_keep_the_others_open():
             changes.append(-1)
 
     pieces = [Piece(Path(f"{number}"), 0, 1, 1) for number in range(200)]
-    for _ in RecordFiles(pieces, File, max_open=10, opening_threads=4).build_indexes():
+    for _ in RecordFiles(pieces, OpenedBy(File), max_open=10, opening_threads=4).build_indexes():
         pass
     assert max(itertools.accumulate(changes)) <= 10 + 4 + 1
 

@@ -104,7 +104,7 @@ def test_every_flipped_bit_and_every_truncation_of_an_index_is_noticed(path, sca
     for damaged in (in_the_head, in_a_page):
         beside(path).write_bytes(damaged)
         opener, length = TFRecordOpener(), len(expected) - 1
-        files = RecordFiles([Piece(path, 0, length, length)], opener, opener.rebuild_index)
+        files = RecordFiles([Piece(path, 0, length, length)], opener)
         assert len(files.read(np.arange(length))) == length
         assert beside(path).read_bytes() == sound  # mended
 
@@ -211,7 +211,7 @@ class TestIndexOfAnotherLayout:
     def opened(self, path):
         opener = TFRecordOpener()
         length = len(scanned_starts(path)) - 1
-        return RecordFiles([Piece(path, 0, length, length)], opener, opener.rebuild_index)
+        return RecordFiles([Piece(path, 0, length, length)], opener)
 
     def test_it_is_built_anew_once_a_record_does_not_fit(self, path, scans, caplog):
         write_records(path, OTHER_LENGTHS)
@@ -245,7 +245,7 @@ class TestIndexOfAnotherLayout:
         other = shutil.copy(path, path.with_name("other"))
         opener, length = TFRecordOpener(), len(LENGTHS)
         pieces = [Piece(file, 0, length, length) for file in (path, other)]
-        files = RecordFiles(pieces, opener, opener.rebuild_index, max_open=1)
+        files = RecordFiles(pieces, opener, max_open=1)
         files.read(np.array([0]))
         replacement = path.with_name("replacement")
         write_records(replacement, OTHER_LENGTHS)

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from datarax_tfds.errors import RESTORE, DataLossError
-from datarax_tfds.files.formats import RecordFile
+from datarax_tfds.files.formats import FileOpener, RecordFile
 from datarax_tfds.files.stored_file import size_in_words
 from datarax_tfds.runtime.copying import not_copied
 from datarax_tfds.runtime.threads import ThreadPool, bounded
@@ -57,11 +57,7 @@ class RecordFiles:
 
     Args:
         pieces: The parts of the split, in the order of the numbers.
-        open_file: Opens a file: see `FileOpener`.
-        rebuild_index: The method of `FileOpener`.
-        unindexed: The method of `FileOpener`.
-        first_record: Returns the first record of a file if that needs no index; else None.
-        index_bytes: That of `FileOpener`.
+        opener: Opens the files.
         max_open: How many files stay open, those used last. By default, a sixth of the files that
             the process may have open (`ulimit -n`), since a file, its mapping and its index take
             three; and no more than 1 GiB of memory can hold.
@@ -75,12 +71,8 @@ class RecordFiles:
     def __init__(
         self,
         pieces: Sequence[Piece],
-        open_file: Callable[[PurePath], RecordFile],
-        rebuild_index: Callable[[PurePath], bool] = lambda _: False,
-        unindexed: Callable[[Sequence[PurePath]], Sequence[PurePath]] = lambda paths: paths,
-        first_record: Callable[[PurePath], bytes | None] = lambda _: None,
+        opener: FileOpener,
         *,
-        index_bytes: int = 0,
         max_open: int | None = None,
         opening_threads: int = 8,
         reading_threads: int = 0,
@@ -88,11 +80,9 @@ class RecordFiles:
     ):
         self._pieces = tuple(pieces)
         self._ends = np.cumsum([piece.take for piece in pieces])
-        self._open_file = open_file
-        self._rebuild_index = rebuild_index
-        self._unindexed = unindexed
-        self._first_record = first_record
-        self._max_open = max_open or _open_limit(index_bytes * max(p.length for p in pieces))
+        self._opener = opener
+        most = max(piece.length for piece in pieces)
+        self._max_open = max_open or _open_limit(opener.index_bytes * most)
         self._opening_threads = opening_threads
         self._pool = ThreadPool(reading_threads, "datarax_tfds_store") if reading_threads else None
         self._retry_waits_s = retry_waits_s
@@ -134,7 +124,7 @@ class RecordFiles:
         """
         pieces = {piece.path: piece for piece in self._pieces}
         paths = bounded(
-            lambda: self._unindexed(list(pieces)[share::shares]),
+            lambda: self._opener.unindexed(list(pieces)[share::shares]),
             "finding records",
             lambda: f"looking for the indexes of the files in {self._pieces[0].path.parent}",
         )
@@ -169,7 +159,7 @@ class RecordFiles:
         The first record of a file may be read before its index is built.
         """
         first = self._pieces[0]
-        if number == 0 and first.skip == 0 and (record := self._first_record(first.path)):
+        if number == 0 and first.skip == 0 and (record := self._opener.first_record(first.path)):
             return record
         return self.read(np.array([number]))[0]
 
@@ -266,7 +256,7 @@ class RecordFiles:
                 now = self._open.get(piece.path)
             if file is not None and now is not file:
                 return True  # another thread has replaced the index, or has closed the file
-            if not self._rebuild_index(piece.path):
+            if not self._opener.rebuild_index(piece.path):
                 return False
             with self._lock:
                 self._open.pop(piece.path, None)
@@ -280,7 +270,7 @@ class RecordFiles:
                     self._open.move_to_end(piece.path)
                     return self._open[piece.path]
             try:
-                file = self._open_file(piece.path)
+                file = self._opener(piece.path)
             except PermissionError as error:
                 if error.errno is None:
                     raise  # of a store, which says what is wrong

@@ -187,10 +187,6 @@ def _split_of(prepared: Prepared, config: AnyConfig, subject: str) -> Split:
         files=RecordFiles(
             pieces,
             opener,
-            opener.rebuild_index,
-            opener.unindexed,
-            opener.first_record,
-            index_bytes=opener.index_bytes,
             opening_threads=THREADS if remote else 8,
             reading_threads=THREADS if remote else 0,
         ),
