@@ -11,8 +11,6 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from datarax_tfds.cli.terminal import WrongUsageError
-
 commands = {  # by name, what each does, in the order in which they are needed
     "prepare": "have TFDS download and prepare a dataset",
     "convert": "make a dataset of a folder of images, or of CSV files",
@@ -81,7 +79,7 @@ def _run(name: str, words: list[str]) -> int:
         checks = sys.modules.get("sharding.checks")
         if checks is not None and checks.fix_of(error) is not None:
             sys.stderr.write(f"{error}\n")
-        elif isinstance(error, OSError | WrongUsageError):
+        elif isinstance(error, OSError):
             sys.stderr.write(f"datarax-tfds {name}: {error}\n")
         else:
             raise  # a fault of the program, which needs its traceback

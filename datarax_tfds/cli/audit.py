@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from datarax_tfds.cli.terminal import WrongUsageError, doing, print_json
+from datarax_tfds.cli.terminal import doing, print_json, wrong_usage
 
 if TYPE_CHECKING:  # it takes seconds, and the command says so before
     from datarax_tfds.history.audit import Audit
@@ -28,7 +28,8 @@ class Command:
 
     def run(self) -> int:
         if not self.logs:
-            raise WrongUsageError("give the paths of the cursor logs, as runs/cursors-*.jsonl")
+            problem = "give the paths of the cursor logs, as runs/cursors-*.jsonl"
+            return wrong_usage("audit", problem)
         doing("importing JAX, and reading the logs")
         from datarax_tfds.history.audit import audit
         from datarax_tfds.history.log_files import log_lines

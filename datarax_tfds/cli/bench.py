@@ -11,13 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import arg
 
 from datarax_tfds.cli.dataset import Dataset
-from datarax_tfds.cli.terminal import (
-    WrongUsageError,
-    doing,
-    import_tensorflow,
-    print_json,
-    print_table,
-)
+from datarax_tfds.cli.terminal import doing, import_tensorflow, print_json, print_table, wrong_usage
 from datarax_tfds.cli.user_code import imported_code
 
 if TYPE_CHECKING:
@@ -60,11 +54,12 @@ class Command:
         counts = _counts(self.cores)
         if not counts or self.seconds <= 0 or (self.step_ms or 0) < 0:
             most = _cores_here()
-            raise WrongUsageError(
+            problem = (
                 f"--cores must be numbers from 1 to {most}, and --seconds and --step-ms"
                 f" positive; got --cores {self.cores} --seconds {self.seconds}"
                 f" --step-ms {self.step_ms}"
             )
+            return wrong_usage("bench", problem)
         import_tensorflow()
         stream = self._stream()
         found = []

@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from datarax_tfds.cli.terminal import (
-    WrongUsageError,
     doing,
     import_tensorflow,
     in_store,
     print_dataset,
     progress,
     quiet_tfds,
+    wrong_usage,
 )
 
 _TABLES = (".csv", ".tsv")
@@ -52,18 +52,23 @@ class Command:
 
     def run(self) -> int:
         if in_store(self.path) or in_store(self.data_dir):
-            problem = "it reads and writes disks: copy PATH from a store, or DIR to it"
-            raise WrongUsageError(problem)
+            return wrong_usage(
+                "convert", "it reads and writes disks: copy PATH from a store, or DIR to it"
+            )
         if not self.path.exists():
-            raise WrongUsageError(f"there is no file or folder {self.path}")
+            return wrong_usage("convert", f"there is no file or folder {self.path}")
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
-            problem = f"--name must be small letters, digits and underscores, got {self.name!r}"
-            raise WrongUsageError(problem)
+            return wrong_usage(
+                "convert",
+                f"--name must be small letters, digits and underscores, got {self.name!r}",
+            )
         tables = _tables(self.path)
         if not tables and (self.labels or self.image):
-            raise WrongUsageError("--labels and --image are for CSV files")
+            return wrong_usage("convert", "--labels and --image are for CSV files")
         if bad := [split for split in tables if not _SPLIT.fullmatch(split)]:
-            raise WrongUsageError(f"a file is named like its split, as train.csv; got {bad}")
+            return wrong_usage(
+                "convert", f"a file is named like its split, as train.csv; got {bad}"
+            )
         import_tensorflow()
         import tensorflow_datasets as tfds
 
@@ -72,7 +77,8 @@ class Command:
 
         if tables and self.path.is_dir() and not self.image and has_images(self.path):
             files = ", ".join(file.name for file in tables.values())
-            raise WrongUsageError(
+            return wrong_usage(
+                "convert",
                 f"{self.path} has both images and tables: give --image with the column of {files}"
                 " that holds the paths of the images, or move the tables to another folder",
             )
@@ -80,7 +86,9 @@ class Command:
         (place, *_) = data_dirs(self.data_dir)
         version = place / self.name / self.version
         if version.exists():
-            raise WrongUsageError(f"{version} exists: choose another --version, or remove it")
+            return wrong_usage(
+                "convert", f"{version} exists: choose another --version, or remove it"
+            )
         features, splits = self._tables(tables) if tables else self._images()
         from datarax_tfds.files.written_dataset import write_dataset
 

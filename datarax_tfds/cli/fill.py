@@ -8,12 +8,12 @@ from tyro.conf import arg
 
 from datarax_tfds.cli.dataset import Dataset
 from datarax_tfds.cli.terminal import (
-    WrongUsageError,
     doing,
     import_tensorflow,
     in_store,
     print_dataset,
     quiet_tfds,
+    wrong_usage,
 )
 
 _SPLITS = "train,validation,test"
@@ -50,14 +50,15 @@ class Command:
     def run(self) -> int:
         least = min(self.records, self.shards, self.max_length, self.max_image_size)
         if least < 1 or self.seed < 0 or self.shards > self.records:
-            raise WrongUsageError(
+            return wrong_usage(
+                "fill",
                 "--records, --shards, --max-length and --max-image-size must be at least 1, --seed"
                 " at least 0, and --shards at most --records; got"
                 f" --records {self.records} --shards {self.shards} --max-length {self.max_length}"
                 f" --max-image-size {self.max_image_size} --seed {self.seed}",
             )
         if in_store(self.out):
-            raise WrongUsageError("--out must be on a disk: copy it to the store afterwards")
+            return wrong_usage("fill", "--out must be on a disk: copy it to the store afterwards")
         import_tensorflow()
         from datarax_tfds.files.random_records import Bounds, write_random_dataset
 
@@ -70,7 +71,7 @@ class Command:
         place = self.out.expanduser().absolute()
         version = place / info.full_name
         if version.exists():
-            raise WrongUsageError(f"{version} exists: choose another --out, or remove it")
+            return wrong_usage("fill", f"{version} exists: choose another --out, or remove it")
         doing(f"writing {sum(counts.values()):,} records into {version}")
         bounds = Bounds(self.max_length, self.max_image_size)
         with quiet_tfds():

@@ -9,7 +9,7 @@ from typing import Any
 
 from datarax_tfds.cli.dataset import Dataset
 from datarax_tfds.cli.index import tfrecord_files
-from datarax_tfds.cli.terminal import WrongUsageError, import_tensorflow, print_json, print_table
+from datarax_tfds.cli.terminal import import_tensorflow, print_json, print_table, wrong_usage
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Command:
     def run(self) -> int:
         if self.device_gib is not None and not 0 <= self.device_gib < math.inf:
             problem = f"--device-gib must be a number of at least 0, as 16, got {self.device_gib}"
-            raise WrongUsageError(problem)
+            return wrong_usage("info", problem)
         import_tensorflow()
         device_bytes = None if self.device_gib is None else int(self.device_gib * 2**30)
         found = described(self.dataset, device_bytes)

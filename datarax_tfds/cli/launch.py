@@ -11,7 +11,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from datarax_tfds.cli.launching import launch
-from datarax_tfds.cli.terminal import WrongUsageError
+from datarax_tfds.cli.terminal import wrong_usage
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Command:
 
     def run(self) -> int:
         if self.processes < 1 or not self.command:
-            raise WrongUsageError("give a number of processes, then -- and a command")
+            return wrong_usage("launch", "give a number of processes, then -- and a command")
         logs = self.logs or Path(tempfile.mkdtemp(prefix="datarax-tfds-launch-"))
         logs.mkdir(parents=True, exist_ok=True)
         with _notices() as notices:

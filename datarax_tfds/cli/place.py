@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from datarax_tfds.cli.config_file import ConfigFile
-from datarax_tfds.cli.terminal import WrongUsageError, doing, print_json, print_table
+from datarax_tfds.cli.terminal import doing, print_json, print_table, wrong_usage
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -53,11 +53,12 @@ class Command:
         file = None if self.config is None else ConfigFile.read(self.config)
         batch_size = self.batch_size or (file and file.batch_size)
         if not batch_size:
-            raise WrongUsageError("give --batch-size, or a config that says it")
+            return wrong_usage("place", "give --batch-size, or a config that says it")
         axes = (file and file.mesh) or {"data": -1}
         sizes = _complete(axes if self.mesh is None else _parsed(self.mesh), self.devices)
         if sizes is None or math.prod(sizes.values()) % max(self.hosts, 1) or self.hosts < 1:
-            raise WrongUsageError(
+            return wrong_usage(
+                "place",
                 "--mesh must be sizes by name, as data=4,model=2, whose product is the number of"
                 " --devices, and a multiple of the number of --hosts; one size may be -1 if"
                 f" --devices is given; got --mesh {self.mesh or axes} --devices {self.devices}"

@@ -8,11 +8,11 @@ from tyro.conf import arg
 
 from datarax_tfds.cli.dataset import Dataset
 from datarax_tfds.cli.terminal import (
-    WrongUsageError,
     doing,
     import_tensorflow,
     print_dataset,
     quiet_tfds,
+    wrong_usage,
 )
 from datarax_tfds.cli.user_code import imported_code
 
@@ -37,7 +37,7 @@ class Command:
 
     def run(self) -> int:
         if self.dataset.is_directory:
-            raise WrongUsageError("give the name of a dataset, and --data-dir")
+            return wrong_usage("prepare", "give the name of a dataset, and --data-dir")
         import_tensorflow()
         from datarax_tfds.files.preparing import prepared_dataset
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import arg
 
 from datarax_tfds.cli.dataset import Dataset
-from datarax_tfds.cli.terminal import WrongUsageError, doing, import_tensorflow
+from datarax_tfds.cli.terminal import doing, import_tensorflow, wrong_usage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +42,7 @@ class Command:
 
     def run(self) -> int:
         if self.records < 1:
-            raise WrongUsageError(f"--records must be at least 1, got {self.records}")
+            return wrong_usage("show", f"--records must be at least 1, got {self.records}")
         import_tensorflow()
         from datarax_tfds import show
         from datarax_tfds.decoding.reader import RecordReader

@@ -23,8 +23,10 @@ def doing(what: str) -> None:
         sys.stderr.flush()
 
 
-class WrongUsageError(Exception):
-    """Says what is wrong with the words of a command."""
+def wrong_usage(command: str, problem: str) -> int:
+    """Says what is wrong with the words of a command, and returns the exit status for that."""
+    sys.stderr.write(f"datarax-tfds {command}: {problem}\n")
+    return 2
 
 
 def in_store(path: Path | None) -> bool:

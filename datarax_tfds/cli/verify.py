@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import arg
 
 from datarax_tfds.cli.dataset import Dataset
-from datarax_tfds.cli.terminal import WrongUsageError, doing, print_json, progress
+from datarax_tfds.cli.terminal import doing, print_json, progress, wrong_usage
 
 if TYPE_CHECKING:
     from datarax_tfds.files.verification import Damage
@@ -40,7 +40,8 @@ class Command:
 
     def run(self) -> int:
         if self.processes is not None and self.processes < 1:
-            raise WrongUsageError(f"--processes must be at least 1, got {self.processes}")
+            problem = f"--processes must be at least 1, got {self.processes}"
+            return wrong_usage("verify", problem)
         doing("importing JAX and TFDS")
         from datarax_tfds.files.preparing import prepared_dataset
         from datarax_tfds.files.verification import Damage, files_of
