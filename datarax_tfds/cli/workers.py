@@ -65,7 +65,7 @@ def _asked(address: str) -> list[dict[str, Any]]:
             address=address,
             error=str(error).splitlines()[0],
             fix="let this machine join the cluster, with ray start --address=HOST:PORT"
-            " --num-cpus=0",
+            " --num-cpus=0. If the cluster has a token, set RAY_AUTH_MODE=token here, too",
         ) from error
     try:
         named = {name: ray.get_actor(name) for name in ray.util.list_named_actors()}
