@@ -52,12 +52,8 @@ def make_mesh(
             devices=", ".join(sorted(kind.__name__ for kind in kinds)),
             fix="use devices=jax.devices(), or leave devices out",
         )
-    sizes = dict(axes)
-    open_axes = [name for name, size in sizes.items() if size == -1]
-    known = math.prod(size for size in sizes.values() if size != -1)
-    if len(open_axes) == 1 and known > 0 and len(devices) % known == 0:
-        sizes[open_axes[0]] = len(devices) // known
-    if not sizes or min(sizes.values()) < 1 or math.prod(sizes.values()) != len(devices):
+    sizes = complete_sizes(axes, len(devices))
+    if sizes is None:
         raise refused(
             ValueError,
             "make_mesh",
@@ -70,6 +66,19 @@ def make_mesh(
     return jax.make_mesh(
         tuple(sizes.values()), tuple(sizes), (axis_type,) * len(sizes), devices=devices
     )
+
+
+def complete_sizes(axes: Mapping[str, int], devices: int | None) -> dict[str, int] | None:
+    """The sizes of axes, with the one that is -1 worked out; None if they do not fit the number of
+    devices, where that is given.
+    """
+    sizes = dict(axes)
+    open_axes = [name for name, size in sizes.items() if size == -1]
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if len(open_axes) == 1 and devices is not None and known > 0:
+        sizes[open_axes[0]] = devices // known
+    fits = sizes and min(sizes.values()) > 0 and devices in (None, math.prod(sizes.values()))
+    return sizes if fits else None
 
 
 def batch_sharding(mesh: Mesh, axes: str | Sequence[str] = "data") -> NamedSharding:

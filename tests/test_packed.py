@@ -318,7 +318,7 @@ class TestCounts:
         files = CountFiles(directory, "key")
         token_files = TokenFiles(files.places, "texts", None, "test")
         tokens = CountedTokens(documents, token_files)
-        counting = Counting(tokens, files, "test", part_records=PART)
+        counting = Counting(tokens, files, "test")
         counting.count_share(share)
         return counting
 
@@ -326,7 +326,7 @@ class TestCounts:
         """The documents whose tokens are kept."""
         files = TokenFiles(CountFiles(directory, "key").places, "texts", None, "test")
         counts = TokenCounts(np.array(self.expected(), np.uint32))
-        tokens = KeptTokens(files, counts, "test", part_documents=PART)
+        tokens = KeptTokens(files, counts, "test")
         return np.flatnonzero(tokens.has(np.arange(len(TEXTS)))).tolist()
 
     def expected(self):
@@ -335,6 +335,7 @@ class TestCounts:
     @pytest.fixture(autouse=True)
     def cache(self, tmp_path, monkeypatch):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.setattr("datarax_tfds.counts.counting._MIN_PART", PART)
         return tmp_path / "cache" / "datarax_tfds" / "token_counts"
 
     def test_tokens_that_are_cached_do_not_keep_the_memory_of_a_call_to_a_worker(self, documents):

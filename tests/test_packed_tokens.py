@@ -49,7 +49,7 @@ class Kept:
 
     def tokens(self, files=None, counts=None):
         counts = TokenCounts(self.counts if counts is None else counts)
-        return KeptTokens(files or self.files(), counts, "test", part_documents=PART)
+        return KeptTokens(files or self.files(), counts, "test")
 
     def every_piece(self):
         documents = np.flatnonzero(self.counts)
@@ -83,6 +83,10 @@ def flipped(at, bit=1):
 
 
 class TestFiles:
+    @pytest.fixture(autouse=True)
+    def small_files(self, monkeypatch):
+        monkeypatch.setattr("datarax_tfds.counts.counting._MIN_PART", PART)
+
     @pytest.mark.parametrize(
         ("largest", "width"), [(255, 2), (2**16 - 1, 2), (2**16, 4), (2**31 - 1, 4)]
     )

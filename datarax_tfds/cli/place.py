@@ -54,8 +54,13 @@ class Command:
         batch_size = self.batch_size or (file and file.batch_size)
         if not batch_size:
             return wrong_usage("place", "give --batch-size, or a config that says it")
+        doing("importing JAX")
+        from datarax_tfds.pictures.placement import device_rows, draw_placement
+        from sharding import batch_sharding
+        from sharding.meshes import complete_sizes
+
         axes = (file and file.mesh) or {"data": -1}
-        sizes = _complete(axes if self.mesh is None else _parsed(self.mesh), self.devices)
+        sizes = complete_sizes(axes if self.mesh is None else _parsed(self.mesh), self.devices)
         if sizes is None or math.prod(sizes.values()) % max(self.hosts, 1) or self.hosts < 1:
             return wrong_usage(
                 "place",
@@ -64,10 +69,6 @@ class Command:
                 f" --devices is given; got --mesh {self.mesh or axes} --devices {self.devices}"
                 f" --hosts {self.hosts}",
             )
-        doing("importing JAX")
-        from datarax_tfds.pictures.placement import device_rows, draw_placement
-        from sharding import batch_sharding
-
         # Our training scripts split batches along the first axis of the config.
         split_axes = self.axes or (next(iter(axes)) if self.mesh is None else "data")
         sharding = batch_sharding(_imagined(sizes, self.hosts), split_axes.split(","))
@@ -99,17 +100,6 @@ def _parsed(text: str) -> dict[str, int]:
     parts = [part.partition("=") for part in text.split(",")]
     sizes = {name: int(size) for name, _, size in parts if name and re.fullmatch(r"-?\d+", size)}
     return sizes if len(sizes) == len(parts) else {}
-
-
-def _complete(sizes: dict[str, int], devices: int | None) -> dict[str, int] | None:
-    """The sizes with the one that is -1 worked out; None if they do not fit the devices."""
-    open_axes = [name for name, size in sizes.items() if size == -1]
-    known = math.prod(size for size in sizes.values() if size != -1)
-    if len(open_axes) == 1 and devices is not None and known > 0:
-        sizes = sizes | {open_axes[0]: devices // known}
-    total = math.prod(sizes.values())
-    fits = sizes and min(sizes.values()) > 0 and devices in (None, total)
-    return sizes if fits else None
 
 
 def _imagined(sizes: dict[str, int], hosts: int) -> "Mesh":

@@ -77,21 +77,13 @@ class Counting:
         records: The records.
         files: Where the counts are kept.
         subject: The source that counts, for messages.
-        part_records: How many records are counted together; `part_size` by default.
     """
 
-    def __init__(
-        self,
-        records: Countable,
-        files: CountFiles,
-        subject: str,
-        *,
-        part_records: int | None = None,
-    ):
+    def __init__(self, records: Countable, files: CountFiles, subject: str):
         self._records = records
         self._files = files
         self._subject = subject
-        size = part_records or part_size(len(records))
+        size = part_size(len(records))
         self._parts = [
             (start, min(start + size, len(records))) for start in range(0, len(records), size)
         ]

@@ -11,7 +11,6 @@ little-endian; and a bit for each record, as `KeptRecords` takes them.
 import hashlib
 import logging
 import struct
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path, PurePath
 
@@ -74,18 +73,15 @@ class KeptIndex:
             if not isinstance(self._directory, ObjectPath):
                 return
 
-    def _places(self) -> Iterator[PurePath]:
+    def _places(self) -> list[PurePath]:
         name = f"kept-{self._key.hexdigest()[:32]}"
         cache = cache_directory("record_index")
+        cached: list[PurePath] = [] if cache is None else [cache / name]
         beside = self._directory / ".record_index"
         if isinstance(beside, ObjectPath):
-            # The cache is read first, which takes no request.
-            yield from [] if cache is None else [cache / name]
-            yield beside / name
-            return
-        if not Path(beside).is_symlink():  # anybody may have chosen the target of a link
-            yield beside / name
-        yield from [] if cache is None else [cache / name]
+            return [*cached, beside / name]  # reading the cache takes no request
+        # Anybody may have chosen the target of a link.
+        return cached if Path(beside).is_symlink() else [beside / name, *cached]
 
     def _parsed(self, content: bytes | None) -> KeptRecords | None:
         if content is None or len(content) != _HEAD.size + -(-self._records // 8):

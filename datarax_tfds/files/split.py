@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -325,9 +326,7 @@ def _ranges(info: Any, split: Any, subject: str) -> list[tuple[str, int, int]]:
             splits=sizes,
             fix=f"use split={whole!r}, or another slice of it",
         )
-    for (name, _, stop), (next_name, start, _) in zip(
-        sorted(ranges), sorted(ranges)[1:], strict=False
-    ):
+    for (name, _, stop), (next_name, start, _) in itertools.pairwise(sorted(ranges)):
         if name == next_name and start < stop:
             raise refused(
                 ValueError,

@@ -228,15 +228,9 @@ class TFRecordFile:
         frames = self._frames(index, starts.tolist(), stops.tolist())
         cut = np.flatnonzero(np.fromiter(map(len, frames), np.int64) < stops - starts)
         if len(cut):
+            place, start = int(index[cut[0]]), int(starts[cut[0]])
             problem = "the file was cut while it was read."
-            raise _loss(
-                self._path,
-                self._file,
-                problem,
-                int(index[cut[0]]),
-                int(starts[cut[0]]),
-                fix=RESTORE,
-            )
+            raise _loss(self._path, self._file, problem, place, start, fix=RESTORE)
         records = [frame[_HEADER.size : -_FOOTER_BYTES] for frame in frames]
         written = np.frombuffer(b"".join([frame[-_FOOTER_BYTES:] for frame in frames]), "<u4")
         damaged = np.flatnonzero(_masked(_crcs(records)) != written)

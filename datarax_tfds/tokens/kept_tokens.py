@@ -29,20 +29,12 @@ class KeptTokens:
         files: The files.
         counts: The number of tokens of each document.
         subject: The source that reads, for messages.
-        part_documents: As `part_records` of `Counting`.
     """
 
-    def __init__(
-        self,
-        files: TokenFiles,
-        counts: TokenCounts,
-        subject: str,
-        *,
-        part_documents: int | None = None,
-    ):
+    def __init__(self, files: TokenFiles, counts: TokenCounts, subject: str):
         self._files = files
         self._counts = counts
-        self._part_documents = part_documents or part_size(len(counts))
+        self._part_documents = part_size(len(counts))
         self._subject = subject
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._max_open = max(1, min(soft // 8 if soft > 0 else 1024, 1024))
