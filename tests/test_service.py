@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import pickle
+import socket
 import subprocess
 import sys
 import threading
@@ -513,11 +514,13 @@ def test_a_process_that_reads_nothing_any_more_keeps_no_thread_waiting():
 
 
 def test_a_driver_that_is_stopped_ends_when_its_connection_is_full():
-    driver = DriverProcess({"address": "127.0.0.1:1"})
-    [process] = [
-        each for each in psutil.Process().children() if "ray_driver" in " ".join(each.cmdline())
-    ]
-    process.suspend()
+    with socket.create_server(("127.0.0.1", 0)) as nobody:  # who answers, so that it goes on
+        host, port = nobody.getsockname()
+        driver = DriverProcess({"address": f"{host}:{port}"})
+        [process] = [
+            each for each in psutil.Process().children() if "ray_driver" in " ".join(each.cmdline())
+        ]
+        process.suspend()
     while not driver.wait(0):
         driver.send({"kind": "call"}, bytes(1000))
     assert driver.receive() is None
