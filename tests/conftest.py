@@ -35,6 +35,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # need to start. Tests of Keras layers import it.
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
+# TensorStore looks there for an account of Google, and not in the network. Nothing listens.
+os.environ.setdefault("GCE_METADATA_ROOT", "127.0.0.1:1")
+
 import costs
 import hypothesis
 import numpy as np
