@@ -209,13 +209,9 @@ class BucketedSource(DerivedSource[StreamingRecords]):
 def _require_arguments(subject: str, run: Any, truncate: Any) -> None:
     flag(Field(subject, "truncate", truncate))
     if not is_integer(run, 1) or run > 2**16:
-        raise refused(
-            ValueError,
-            subject,
-            "run must be a number of records in [1, 2**16]: a multiple of the batch size.",
-            run=repr(run),
-            fix=f"use run={min(max(whole_number(run) or 256, 1), 2**16)}",
-        )
+        problem = "run must be a number of records in [1, 2**16]: a multiple of the batch size."
+        fix = f"use run={min(max(whole_number(run) or 256, 1), 2**16)}"
+        raise Field(subject, "run", run).refusal(problem, fix=fix)
 
 
 def _require_short(

@@ -11,7 +11,7 @@ from typing import Any, Literal, final, get_args
 import jax
 from flax import nnx
 
-from datarax_tfds.config.fields import source_name
+from datarax_tfds.config.fields import Field, source_name
 from datarax_tfds.decoding.device_dtypes import path_name
 from datarax_tfds.errors import StateMismatchError
 from datarax_tfds.order.cursor import Cursor, require_cursor
@@ -495,13 +495,11 @@ def _epoch_length(
         near = nearest(wanted, get_args(EpochLength)) if isinstance(wanted, str) else None
         whole = whole_number(wanted)
         use = whole if whole and whole > 0 else repr(near or "total")
-        raise refused(
-            ValueError,
-            subject,
-            "epoch_records must be a number of at least 1, or 'total', 'shortest' or 'longest'.",
-            epoch_records=repr(wanted),
-            fix=f"use epoch_records={use}",
+        problem = (
+            "epoch_records must be a number of at least 1, or 'total', 'shortest' or 'longest'."
         )
+        fix = f"use epoch_records={use}"
+        raise Field(subject, "epoch_records", wanted).refusal(problem, fix=fix)
     if None in orders:
         raise refused(
             ValueError,

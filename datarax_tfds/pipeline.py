@@ -676,13 +676,9 @@ def _require_scannable(step_fn: Any, length: Any, modules: Any) -> None:
     call = "scan(step_fn, length=len(pipeline), modules=(model, optimizer))"
     require_step_fn("Pipeline.scan", step_fn, modules, call=call)
     if not is_integer(length, 1):
-        raise refused(
-            ValueError,
-            "Pipeline.scan",
-            "length must be a number of steps: an integer of at least 1.",
-            length=repr(length),
-            fix="use length=len(pipeline) for the rest of the epoch",
-        )
+        problem = "length must be a number of steps: an integer of at least 1."
+        fix = "use length=len(pipeline) for the rest of the epoch"
+        raise Field("Pipeline.scan", "length", length).refusal(problem, fix=fix)
 
 
 def _donated_names(donate_argnames: str | Sequence[str]) -> tuple[str, ...]:

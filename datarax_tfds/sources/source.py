@@ -3,10 +3,10 @@
 import dataclasses
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from itertools import islice
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import jax
 import jax.core
@@ -37,7 +37,7 @@ from datarax_tfds.sources.cursor_variables import (
 from datarax_tfds.sources.operation_counts import OperationCounts
 from datarax_tfds.sources.prefetch import CursorIterator, Taken
 from datarax_tfds.sources.statistics import Statistics
-from datarax_tfds.state.state import Identity, cursor_from_state, to_state
+from datarax_tfds.state.state import Identity, to_state
 from sharding.checks import refused
 from sharding.hosts.agreement import agree
 from sharding.hosts.job import job
@@ -57,25 +57,6 @@ _RECORDS_PER_READ = 32  # of a loop over single records
 Opened = TypeVar("Opened", bound=Records)
 
 
-class SourceConfig(Protocol):
-    """What a source and a pipeline ask of the config of any source."""
-
-    @property
-    def batch_stats_fn(self) -> Callable[..., Any] | nnx.Module | None: ...
-
-    @property
-    def precomputed_stats(self) -> dict[str, Any] | None: ...
-
-    @property
-    def cacheable(self) -> bool: ...
-
-    @property
-    def mapped_by(self) -> str | None: ...  # None if records are as TFDS decodes them
-
-    @property
-    def host_keys(self) -> Set[str] | None: ...
-
-
 @not_copied
 class Source(nnx.Module, Generic[Opened]):
     """Delivers records in an order, from a cursor on.
@@ -91,11 +72,13 @@ class Source(nnx.Module, Generic[Opened]):
         records: Reads the records. It is not part of the state, of `nnx.split` or of a checkpoint.
         length: The number of positions of an epoch.
         turn: The lock that a thread holds while it moves the cursor. Nothing else waits for it.
+        config: Has `cacheable`, `batch_stats_fn`, `precomputed_stats` and `host_keys`, as configs
+            have, and `mapped_by`: what makes the records; None if they are as TFDS decodes them.
     """
 
     name: str
     sharding: Placement
-    config: Any  # a `SourceConfig`
+    config: Any
     length: int
     sampler: Sampler
     stream_name: str | None
@@ -469,11 +452,11 @@ class Source(nnx.Module, Generic[Opened]):
         self.agree(doing, dataclasses.asdict(cursor) | order)
         self.seek(cursor, sampler)
 
+    @abstractmethod
     def _saved_place(
         self, state: Mapping[str, Any], identity: Identity, subject: str
     ) -> tuple[Cursor, Sampler | None]:
         """The saved cursor, and the order in which it is a place if it is not the present one."""
-        return cursor_from_state(state, identity, subject), None
 
     def agree(self, doing: str, fields: Mapping[str, Any]) -> None:
         """Raises on every process unless all processes of the mesh pass equal `fields`."""
