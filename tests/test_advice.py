@@ -61,9 +61,16 @@ NOT_FOLLOWED = [
     ),
     (
         "worker ... is refused, because it has not shown that it gives the same batches.",
-        "give it the same versions of libraries, functions and data as this process, and start it"
-        " anew",
+        "mend what the reason says, give it the same versions of libraries, functions and data as"
+        " this process, and start it anew",
         "it is logged for the user of the cluster; test_service.py shows who is refused",
+    ),
+    (
+        "no worker has started yet, so this process decodes alone. It goes on waiting.",
+        "see with `ray status` which cores are free: other programs, or another service of this"
+        " one, may have taken them all. Give all sources of a program the same service, or let more"
+        " machines join the cluster",
+        "it is logged; test_service_engine.py shows that a worker may come later",
     ),
     (
         "there is no connection to Ray, so this process decodes alone. It goes on trying.",

@@ -3,6 +3,7 @@
 import json
 import queue
 import threading
+import time
 from concurrent.futures import Future
 
 import numpy as np
@@ -172,3 +173,18 @@ def test_a_reader_that_joins_while_an_unused_cluster_ends_is_told_of_no_fault(dr
     driver.may_end.set()
     drivers.get(timeout=GUARD_S).connects()
     assert "no connection" not in caplog.text
+
+
+def test_a_cluster_that_starts_no_worker_is_said_to_start_none_and_may_start_it_later(
+    drivers, monkeypatch, caplog
+):
+    monkeypatch.setattr(ray_engine, "ALONE_S", 0.0)
+    reader, key, driver = joined(drivers)
+
+    deadline = time.monotonic() + GUARD_S
+    while "no worker has started yet" not in caplog.text:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    driver.says("opened", worker=0, key=key, name="there", facts={})
+    reader.admit(*reader.asked())
+    assert reader.team.members

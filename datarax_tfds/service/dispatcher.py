@@ -192,12 +192,16 @@ class Dispatcher:
         except Exception as error:  # of any kind, as it is of the worker
             compared = Future()
             compared.set_result(f"{type(error).__name__}: {error}")
-        compared.add_done_callback(decide)
         limit_s = CANARIES * self._late_s
-        if wait([compared], timeout=limit_s).not_done:
-            says = "%s: worker %s is not used yet: for %g s it has not decoded the %d records by"
-            says += " which it is compared with this process"
-            _log.warning(says, self._subject, name, limit_s, CANARIES)
+        says = "%s: worker %s is not used yet: for %g s it has not decoded the %d records by which"
+        says += " it is compared with this process"
+        late = threading.Timer(
+            limit_s, _log.warning, (says, self._subject, name, limit_s, CANARIES)
+        )
+        late.daemon = True
+        late.start()
+        compared.add_done_callback(lambda _: late.cancel())
+        compared.add_done_callback(decide)
 
     def refuse(self, name: str, reason: str) -> None:
         """Says that a worker is not used, and why."""
@@ -209,6 +213,6 @@ def _refused(subject: str, name: str, reason: str) -> str:
         subject,
         f"worker {name} is refused, because it has not shown that it gives the same batches.",
         reason=reason,
-        fix="give it the same versions of libraries, functions and data as this process, and start"
-        " it anew",
+        fix="mend what the reason says, give it the same versions of libraries, functions and data"
+        " as this process, and start it anew",
     )

@@ -37,6 +37,7 @@ _log = logging.getLogger(__name__)
 _LOOK_S = 0.5  # how often it looks for readers that nobody uses any more
 _START_S = 180.0  # the longest that Ray may take to start
 _AGAIN_S, _AGAIN_MAX_S = 1.0, 15.0  # before it connects again
+ALONE_S = 60.0  # without any worker after which a warning says so
 
 StoredNumbers = Callable[[np.ndarray], np.ndarray]
 
@@ -105,6 +106,7 @@ class RayEngine:
         self._left: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._driver: DriverProcess | None = None  # once it is connected to Ray
         self._names: dict[int, str] = {}
+        self._alone_since: float | None = None  # without any worker, while it is connected
         self._calls = PendingCalls()
         self._stores = ObjectStores(CALLS)
         self._borrowed: defaultdict[int, BorrowedFiles] = defaultdict(BorrowedFiles)  # by worker
@@ -223,6 +225,7 @@ class RayEngine:
         begun = time.monotonic()
         while True:
             self._forget_left(driver)
+            self._note_alone()
             starting = self._driver is None and time.monotonic() - begun > _START_S
             if not self._joined or starting:
                 return None
@@ -237,8 +240,26 @@ class RayEngine:
             self._stores.forget(key)
             driver.send({"kind": "forget", "key": key}, None)
 
+    def _note_alone(self) -> None:
+        """Warns if no worker starts, as on a cluster whose cores are all taken."""
+        if self._alone_since is None or time.monotonic() - self._alone_since < ALONE_S:
+            return
+        self._alone_since = None
+        self._warn_once(
+            "alone",
+            error_message(
+                f"service {self._where}",
+                "no worker has started yet, so this process decodes alone. It goes on waiting.",
+                waited_s=f"{ALONE_S:g}",
+                fix="see with `ray status` which cores are free: other programs, or another service"
+                " of this one, may have taken them all. Give all sources of a program the same"
+                " service, or let more machines join the cluster",
+            ),
+        )
+
     def _disconnected(self) -> None:
         """Tells the readers that all workers are gone, and lets their calls fail."""
+        self._alone_since = None
         with self._lock:
             self._driver = None
             names, self._names = self._names, {}
@@ -266,6 +287,7 @@ class RayEngine:
     ) -> None:
         _log.info("service: connected to Ray at %s", address)
         self._said.discard("connection")
+        self._alone_since = time.monotonic()
         if not token:
             self._warn_once(
                 "token",
@@ -303,12 +325,17 @@ class RayEngine:
             ),
         )
 
+    def _placed(self, worker: int, name: str, key: str) -> _Joined | None:
+        """Notes the name of a worker; returns the reader that it was asked to open."""
+        self._alone_since = None
+        with self._lock:
+            self._names[worker] = name
+            return self._joined.get(key)
+
     def _on_opened(
         self, driver: DriverProcess, _body: Any, worker: int, key: str, name: str, facts: Any
     ) -> None:
-        with self._lock:
-            self._names[worker] = name
-            joined = self._joined.get(key)
+        joined = self._placed(worker, name, key)
         dispatcher = None if joined is None else joined.dispatcher()
         if joined is None or dispatcher is None:
             return
@@ -332,9 +359,7 @@ class RayEngine:
     def _on_unable(
         self, driver: DriverProcess, _body: Any, worker: int, key: str, name: str, why: str
     ) -> None:
-        with self._lock:
-            self._names[worker] = name
-            joined = self._joined.get(key)
+        joined = self._placed(worker, name, key)
         dispatcher = None if joined is None else joined.dispatcher()
         if dispatcher is not None:
             dispatcher.refuse(name, why)
@@ -348,6 +373,8 @@ class RayEngine:
         else:
             _log.warning("service: worker %s has died, and is replaced: %s", name, why)
             self._gone(worker, name, why)
+            if not self._names:
+                self._alone_since = time.monotonic()
 
     def _on_rows(self, _driver: DriverProcess, body: np.ndarray, number: int) -> None:
         if (call := self._calls.get(number)) is not None:
