@@ -416,6 +416,7 @@ class Megabytes:
 
 
 def test_a_worker_decodes_a_large_call_in_parts():
+    Megabytes.calls.clear()
     worker = RayWorker("test")
     worker.open("large", pickle.dumps(Megabytes()))
     numbers = np.arange(5)
@@ -525,6 +526,17 @@ def test_a_driver_that_is_stopped_ends_when_its_connection_is_full():
         driver.send({"kind": "call"}, bytes(1000))
     assert driver.receive() is None
     assert "-9" in driver.end()
+
+
+def test_a_cluster_that_was_stopped_is_not_waited_for(tmp_path, monkeypatch):
+    known = tmp_path / "ray" / "ray_current_cluster"
+    known.parent.mkdir()
+    known.write_text("127.0.0.1:1")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    driver = DriverProcess({"address": "auto"})
+    assert driver.receive() is None
+    assert "Connection refused" in driver.end()
 
 
 def test_a_file_of_another_process_is_opened_only_if_it_is_the_one_that_was_lent():

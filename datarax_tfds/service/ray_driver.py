@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 NAMESPACE = "datarax_tfds"
@@ -28,9 +29,17 @@ _AGAIN_S, _AGAIN_MAX_S = 1.0, 30.0  # before a worker that died is started again
 
 def require_answer(address: str) -> None:
     """Raises an `OSError` unless something listens there: Ray itself would wait for minutes."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or _recorded_address()
     host, separator, port = address.rpartition(":")
     if separator:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+
+
+def _recorded_address() -> str:
+    """The address of the cluster that `ray start` has started last on this machine, if any."""
+    record = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")  # noqa: S108
+    return record.read_text().strip() if record.exists() else ""
 
 
 class Driver:
