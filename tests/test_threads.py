@@ -97,8 +97,10 @@ def test_a_stream_may_be_collected_while_any_executor_submits_work(data_dir):
 
     gate = Gate()
 
-    def number_of(number):  # of what the threads read ahead of the second batch
-        return number if number < 16 or gate() else None
+    def number_of(number):
+        # Of what the threads read ahead of the second batch, only one record waits: two of them
+        # could keep both threads of TensorFlow from that batch.
+        return number if number != 16 or gate() else None
 
     def waiting(record):
         number = tf.numpy_function(number_of, [record["id"]], tf.int64)
