@@ -13,7 +13,9 @@ from pathlib import PurePath
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-# They start several processes at a time: two such tests at once would be slower than in turn.
+# They start several processes at a time: many such tests at once would be slower than in turn.
+# Those with Ray wait for long without using a core, and so run beside the others.
+OF_RAY = {"test_service_faults", "test_service_ray"}
 OF_PROCESSES = {
     "test_agreement",
     "test_bucketed_processes",
@@ -29,8 +31,6 @@ OF_PROCESSES = {
     "test_packed_processes",
     "test_preparing",
     "test_processes",
-    "test_service_faults",
-    "test_service_ray",
     "test_store_processes",
     "test_train",
     "test_train_lm",
@@ -141,7 +141,8 @@ def mark(config: pytest.Config, items: list[pytest.Item]) -> None:
     if gone and not any("::" in argument for argument in config.args):
         raise pytest.UsageError(f"tests/costs.py names tests that are gone: {', '.join(gone)}")
     groups = {item: group(item.nodeid) for item in items}
-    items.sort(key=lambda item: (groups[item] != "processes", groups[item] not in slow_groups))
+    first = {"processes", "ray"}
+    items.sort(key=lambda item: (groups[item] not in first, groups[item] not in slow_groups))
 
 
 def of_all_rows(item: pytest.Item) -> bool:
@@ -165,7 +166,7 @@ def some_rows(node_ids: Iterable[str], most: int) -> set[str]:
 def group(node_id: str) -> str:
     """The tests that run on one worker: those of a file share sources."""
     file = PurePath(node_id.partition("::")[0]).stem
-    return "processes" if file in OF_PROCESSES else file
+    return "ray" if file in OF_RAY else "processes" if file in OF_PROCESSES else file
 
 
 class ByGroup(LoadScopeScheduling):

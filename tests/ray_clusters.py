@@ -6,6 +6,7 @@ As a program, it runs `ray start` with the given options until its parent has en
 """
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -35,7 +36,8 @@ class Node:
             "--node-ip-address=127.0.0.1", f"--object-store-memory={STORE_BYTES}", "--block",
             "--disable-usage-stats",
         ]  # fmt: skip
-        self.process = subprocess.Popen(
+        self._start = functools.partial(
+            subprocess.Popen,
             [sys.executable, __file__, str(os.getpid()), *options, *common],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -43,6 +45,12 @@ class Node:
             cwd=cwd,
             env=os.environ | path,
         )
+        self.process = self._start()
+
+    def keep(self) -> None:
+        """Starts it again if it has ended, as when another one chose the same port."""
+        if self.process.poll() is not None:
+            self.process = self._start()
 
     def stop(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)  # all at once, as when a machine is lost
@@ -74,6 +82,11 @@ class Cluster:
         """Starts another node, for one worker."""
         self._nodes.append(Node(f"--address={self.address}", "--num-cpus=1", **how))
         return self._nodes[-1]
+
+    def keep(self) -> None:
+        """Starts those of its nodes again that have ended: see `Node.keep`."""
+        for node in self._nodes:
+            node.keep()
 
     def stop(self) -> None:
         while self._nodes:

@@ -329,7 +329,7 @@ def nodes(data_dir, tmp_path):
         ):
             node = cluster.join(**how)
             # One after the other, because two that start at once may choose one port.
-            until(lambda node=node: has_raylet(node.process.pid))
+            until(lambda node=node: node.keep() or has_raylet(node.process.pid))
         yield cluster
 
 
@@ -369,7 +369,7 @@ def test_workers_with_other_libraries_functions_or_data_are_refused_by_name(
     trainer = Trainer.of_tiny("/proc/self/cwd", RayService(nodes.address, workers=3))
     trainer.step()
     refusals = lambda: [each for each in caplog.records if "is refused" in each.getMessage()]
-    until(lambda: len(refusals()) == 3)
+    until(lambda: nodes.keep() or len(refusals()) == 3)
     trainer.step()
     assert not team(trainer.run).members
     differ = re.compile(r"worker \S+, pid \d+ is refused.*reason: +(.+?) differs", re.DOTALL)
@@ -417,7 +417,7 @@ def test_a_cluster_of_one_program_ends_with_it(data_dir, tmp_path, how, steps, r
             program.kill()
         elif how == "SIGINT":
             found |= children_of(program.pid)
-            assert any("raylet" in each.name() for each in found)
+            assert has_raylet(program.pid)
             os.killpg(program.pid, signal.SIGINT)
         program.wait(ENOUGH_S)
         assert found
@@ -434,7 +434,14 @@ def test_a_cluster_of_one_program_ends_with_it(data_dir, tmp_path, how, steps, r
 
 
 def has_raylet(pid):
-    return any("raylet" in each.name() for each in children_of(pid) if runs(each))
+    return any("raylet" in name_of(each) for each in children_of(pid) if runs(each))
+
+
+def name_of(process):
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:  # it has ended meanwhile
+        return ""
 
 
 def children_of(pid):
