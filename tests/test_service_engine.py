@@ -188,3 +188,17 @@ def test_a_cluster_that_starts_no_worker_is_said_to_start_none_and_may_start_it_
     driver.says("opened", worker=0, key=key, name="there", facts={})
     reader.admit(*reader.asked())
     assert reader.team.members
+
+
+def test_workers_of_equal_names_do_not_stand_for_each_other(drivers):
+    reader, key, driver = joined(drivers)
+    for worker in (0, 1):
+        driver.says("opened", worker=worker, key=key, name="host, pid 7", facts={})
+        reader.admit(*reader.asked())
+    assert [each.name for each in reader.team.members] == ["host, pid 7", "host, pid 7, worker 1"]
+    driver.says("gone", worker=0, why="it was killed")
+    deadline = time.monotonic() + GUARD_S
+    while len(reader.team.members) == 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert [each.name for each in reader.team.members] == ["host, pid 7, worker 1"]

@@ -223,10 +223,7 @@ class Driver:
 
         if isinstance(place, Exception):
             return
-        name = f"{place['node']}, pid {place['pid']}"
-        if name in self._names.values():  # as in containers, which may be equal in both
-            name += f", worker {worker}"
-        self._names[worker] = name
+        self._names[worker] = f"{place['node']}, pid {place['pid']}"
         if place["ray_node"] == ray.get_runtime_context().get_node_id():
             self._near[worker] = place["pid"]
         self._failures = 0

@@ -325,17 +325,22 @@ class RayEngine:
             ),
         )
 
-    def _placed(self, worker: int, name: str, key: str) -> _Joined | None:
-        """Notes the name of a worker; returns the reader that it was asked to open."""
+    def _placed(self, worker: int, name: str, key: str) -> tuple[str, _Joined | None]:
+        """Notes the name of a worker, and returns it with the reader that it was asked to open.
+
+        Machine and process are no name of their own in containers, where both may be equal.
+        """
         self._alone_since = None
         with self._lock:
-            self._names[worker] = name
-            return self._joined.get(key)
+            if worker not in self._names:
+                taken = name in self._names.values()
+                self._names[worker] = f"{name}, worker {worker}" if taken else name
+            return self._names[worker], self._joined.get(key)
 
     def _on_opened(
         self, driver: DriverProcess, _body: Any, worker: int, key: str, name: str, facts: Any
     ) -> None:
-        joined = self._placed(worker, name, key)
+        name, joined = self._placed(worker, name, key)
         dispatcher = None if joined is None else joined.dispatcher()
         if joined is None or dispatcher is None:
             return
@@ -359,7 +364,7 @@ class RayEngine:
     def _on_unable(
         self, driver: DriverProcess, _body: Any, worker: int, key: str, name: str, why: str
     ) -> None:
-        joined = self._placed(worker, name, key)
+        name, joined = self._placed(worker, name, key)
         dispatcher = None if joined is None else joined.dispatcher()
         if dispatcher is not None:
             dispatcher.refuse(name, why)
