@@ -69,8 +69,14 @@ def make_mesh(
 
 
 def complete_sizes(axes: Mapping[str, int], devices: int | None) -> dict[str, int] | None:
-    """The sizes of axes, with the one that is -1 worked out; None if they do not fit the number of
-    devices, where that is given.
+    """Replaces the size -1 of an axis by the number of devices that are left for it.
+
+    Args:
+        axes: The sizes of the axes, by name.
+        devices: The number of devices; None if it is not known, so that no size may be -1.
+
+    Returns:
+        The sizes; None if they do not fit the devices.
     """
     sizes = dict(axes)
     open_axes = [name for name, size in sizes.items() if size == -1]

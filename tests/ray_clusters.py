@@ -48,7 +48,7 @@ class Node:
         self.process = self._start()
 
     def keep(self) -> None:
-        """Starts it again if it has ended, as when another one chose the same port."""
+        """Starts the node again if it has ended, as it does if another node chose the same port."""
         if self.process.poll() is not None:
             self.process = self._start()
 

@@ -151,7 +151,7 @@ class Dispatcher:
         try:
             return self._fits(rows, count)
         except Exception as error:  # of any kind, as rows of a worker may be anything
-            return f"rows that are none: {type(error).__name__}: {error}"
+            return f"it sent something else than rows: {type(error).__name__}: {error}"
 
     def consider(
         self, name: str, executor: Executor, facts: Mapping[str, str] | None = None

@@ -18,8 +18,9 @@ from datarax_tfds.service.rows_format import written
 # question about its status.
 CALLS, THREADS = 2, 3
 _MIN_LENT = 100 << 10  # bytes of rows; Ray sends fewer with its answer, without its store
-# Of rows that are decoded at once. The system takes back memory of more than 32 MiB at each call,
-# which costs a call of 256 images of 224x224 an eighth of its time.
+# How many bytes of rows are decoded at once. After each call, memory of more than 32 MiB goes back
+# to the system, and the next call has to ask for it again: an eighth of the time that 256 images of
+# 224x224 take.
 _PART_BYTES = 8 << 20
 _RATE_S = 10.0  # over which records are counted for the rate
 
