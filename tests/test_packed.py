@@ -335,7 +335,7 @@ class TestCounts:
     @pytest.fixture(autouse=True)
     def cache(self, tmp_path, monkeypatch):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        monkeypatch.setattr("datarax_tfds.counts.counting._MIN_PART", PART)
+        monkeypatch.setattr("datarax_tfds.counts.counting.MIN_PART", PART)
         return tmp_path / "cache" / "datarax_tfds" / "token_counts"
 
     def test_tokens_that_are_cached_do_not_keep_the_memory_of_a_call_to_a_worker(self, documents):

@@ -85,7 +85,7 @@ def flipped(at, bit=1):
 class TestFiles:
     @pytest.fixture(autouse=True)
     def small_files(self, monkeypatch):
-        monkeypatch.setattr("datarax_tfds.counts.counting._MIN_PART", PART)
+        monkeypatch.setattr("datarax_tfds.counts.counting.MIN_PART", PART)
 
     @pytest.mark.parametrize(
         ("largest", "width"), [(255, 2), (2**16 - 1, 2), (2**16, 4), (2**31 - 1, 4)]

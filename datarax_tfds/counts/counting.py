@@ -15,14 +15,14 @@ from datarax_tfds.runtime.threads import ThreadPool, decoding_threads
 from sharding.hosts.agreement import extend_deadlines
 from sharding.hosts.waits import result_of
 
-_MIN_PART, _MAX_PARTS = 256, 1024  # records that are counted together, and such parts
+MIN_PART, _MAX_PARTS = 256, 1024  # records that are counted together, and such parts
 _CALL_BYTES, _CALL_RECORDS = 4 << 20, 256  # of stored records, in one call
 _PROGRESS_DELAY_S = 2.0
 
 
 def part_size(records: int) -> int:
     """How many records are counted together."""
-    return max(_MIN_PART, -(-records // _MAX_PARTS))
+    return max(MIN_PART, -(-records // _MAX_PARTS))
 
 
 class Counted(NamedTuple):
