@@ -37,6 +37,7 @@ _READ_LATER = {
     *("JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_BIND_ADDRESS", "JAX_COORDINATOR_PORT"),
     *("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),
     *("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"),  # set by scikit-learn, for its own OpenMP
+    "PYTHONBREAKPOINT",  # set by Ray, for its own debugger
     "PYTHONUNBUFFERED",  # copies do not buffer
     "TENSORSTORE_GCS_HTTP_URL",
 }
